@@ -1,0 +1,1 @@
+"""Everything that would exist without Prefect: definitions, locks, images, registries, versions."""

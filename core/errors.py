@@ -1,0 +1,111 @@
+"""The error tree. A message says what was asked, what came and what to do next, and never a secret.
+
+PrefectEnvironmentsError
+├── DefinitionError              the definition is wrong, or asks for what this release does not build
+│   ├── NameNotAllowed           an environment, workspace or label name is not allowed, or is taken
+│   ├── RequirementsError        a requirements file or line cannot be read
+│   └── NotSupportedYet          legal, but a later release builds it
+├── SecretError                  a secret reference is malformed or cannot be resolved
+├── ResolveError                 no set of packages satisfies the definition
+│   └── NoFittingWheel           a package has no wheel for the image's Python and libc
+├── PackageError                 a wheel is refused: wrong hash, unsafe or malformed archive
+├── ImageError                   an image, manifest or layer is malformed or fails validation
+│   ├── DigestMismatch           bytes are not what their digest says
+│   └── BaseImageError           the base image cannot carry the environment
+├── RegistryError                the registry refused, failed or could not be reached
+│   ├── RegistryUnreachable      no connection, or time-outs, after retries
+│   ├── RegistryAuthError        credentials are missing, refused or lack a permission
+│   └── NotFound                 the repository, manifest or blob does not exist
+├── VersionError                 registered versions: not found, altered, or not writable
+│   └── VersionNotFound          no such name, version or label
+└── StorageError                 a local folder (cache, image layout) cannot be used
+"""
+
+from prefect_environments.core.redact import redact
+
+
+class PrefectEnvironmentsError(Exception):
+    """Root of all errors that this package raises on purpose. Known secret values are masked in the message."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(message))
+
+
+class DefinitionError(PrefectEnvironmentsError, ValueError):
+    """The definition is wrong; nothing was built and no network was used to find out."""
+
+
+class NameNotAllowed(DefinitionError):
+    """A name is not allowed, or another name already owns the same repository."""
+
+
+class RequirementsError(DefinitionError):
+    """A requirements file or line cannot be read; the message names file, line and reason."""
+
+
+class NotSupportedYet(DefinitionError):
+    """The definition is legal, but this release does not build it."""
+
+
+class SecretError(PrefectEnvironmentsError):
+    """A secret reference is malformed, unknown or cannot be resolved."""
+
+
+class ResolveError(PrefectEnvironmentsError):
+    """The resolver found no answer; its whole explanation is in the message."""
+
+
+class NoFittingWheel(ResolveError):
+    """A resolved package has no wheel for the image's Python, libc and architecture."""
+
+
+class PackageError(PrefectEnvironmentsError):
+    """A package archive is refused: wrong hash, unsafe paths, or not a valid wheel."""
+
+
+class ImageError(PrefectEnvironmentsError):
+    """An image, its manifest, config or a layer is malformed."""
+
+
+class DigestMismatch(ImageError):
+    """Bytes do not have the digest or the size that their descriptor says."""
+
+
+class BaseImageError(ImageError):
+    """The base image cannot carry the environment, such as one with no Python in it."""
+
+
+class RegistryError(PrefectEnvironmentsError):
+    """A registry refused a request or answered against its specification.
+
+    `status` is the HTTP status, `code` the registry's own error code (distribution-spec, "Error Codes").
+    """
+
+    def __init__(self, message: str, *, status: int | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class RegistryUnreachable(RegistryError):
+    """The registry could not be reached, or kept failing, after all retries."""
+
+
+class RegistryAuthError(RegistryError):
+    """Credentials are missing, were refused, or lack the permission."""
+
+
+class NotFound(RegistryError):
+    """The repository, manifest or blob does not exist."""
+
+
+class VersionError(PrefectEnvironmentsError):
+    """Registered versions cannot be read or written, or a stored record was altered."""
+
+
+class VersionNotFound(VersionError):
+    """No such environment, version or label."""
+
+
+class StorageError(PrefectEnvironmentsError):
+    """A local folder (cache or image layout) cannot be used."""

@@ -1,0 +1,109 @@
+"""The lock: everything that decides an image's bytes, pinned. Written as PEP 751 `pylock.toml`."""
+
+import tomllib
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import tomli_w
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+
+from prefect_environments.core.errors import ResolveError
+from prefect_environments.core.lock.target import Target
+from prefect_environments.core.oci import digest as digests
+
+TOOL = "prefect-environments"
+
+
+@dataclass(frozen=True, slots=True)
+class LockedBase:
+    """The base image by digest. `name` is its reference without digest (never a folder's path)."""
+
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class LockedPackage:
+    """One wheel. Only `filename`, `version` and `sha256` count for hashes; `url` says where it was seen."""
+
+    name: str
+    version: str
+    filename: str
+    sha256: str
+    size: int | None = None
+    url: str | None = field(default=None, compare=False)
+
+    def identity(self) -> tuple[str, str, str]:
+        return (self.filename, self.version, self.sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """A resolved environment: base image, what it offers, and the wheels for it, sorted by name."""
+
+    base: LockedBase
+    target: Target
+    packages: tuple[LockedPackage, ...]
+    requested: tuple[str, ...] = field(default=(), compare=False)
+    """The definition's own requirement lines, for readers; not part of any hash."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "packages", tuple(sorted(self.packages, key=lambda p: p.name)))
+
+    def to_pylock(self) -> str:
+        """The lock as PEP 751 text; `[tool.prefect-environments]` holds base and target."""
+        document = {
+            "lock-version": "1.0",
+            "created-by": TOOL,
+            "requires-python": f"=={self.target.python_minor}.*",
+            "packages": [_package_table(package) for package in self.packages],
+            "tool": {
+                TOOL: {
+                    "base": {"name": self.base.name, "digest": self.base.digest},
+                    "target": self.target.to_json(),
+                    "requested": list(self.requested),
+                }
+            },
+        }
+        return tomli_w.dumps(document)
+
+    @classmethod
+    def from_pylock(cls, text: str) -> "Lock":
+        """Read what `to_pylock` wrote; raises `ResolveError` for anything else."""
+        try:
+            document = tomllib.loads(text)
+            own = document["tool"][TOOL]
+            base = LockedBase(own["base"]["name"], digests.check(own["base"]["digest"]))
+            packages = tuple(_package(table) for table in document["packages"])
+            return cls(base, Target.from_json(own["target"]), packages, tuple(own.get("requested", ())))
+        except (tomllib.TOMLDecodeError, KeyError, TypeError, IndexError) as error:
+            raise ResolveError(f"not a lock of {TOOL}: {error!r}; build with upgrade=True to resolve afresh") from error
+
+    def with_urls_of(self, other: "Lock") -> "Lock":
+        """This lock with the download addresses that `other` has for the same files."""
+        urls = {package.sha256: package.url for package in other.packages}
+        found = tuple(replace(p, url=urls.get(p.sha256, p.url)) for p in self.packages)
+        return replace(self, packages=found)
+
+
+def _package_table(package: LockedPackage) -> dict[str, Any]:
+    wheel: dict[str, Any] = {"name": package.filename}
+    if package.url is not None:
+        wheel["url"] = package.url
+    if package.size is not None:
+        wheel["size"] = package.size
+    wheel["hashes"] = {"sha256": package.sha256}
+    return {"name": package.name, "version": package.version, "wheels": [wheel]}
+
+
+def _package(table: dict[str, Any]) -> LockedPackage:
+    wheel = table["wheels"][0]
+    filename, sha256 = wheel["name"], wheel["hashes"]["sha256"]
+    digests.check(f"sha256:{sha256}")
+    try:
+        name, version, _, _ = parse_wheel_filename(filename)
+    except InvalidWheelFilename as error:
+        raise ResolveError(f"a lock names {filename!r}, which is no wheel file name") from error
+    if canonicalize_name(table["name"]) != name:
+        raise ResolveError(f"a lock gives the wheel {filename!r} to the package {table['name']!r}")
+    return LockedPackage(name, str(version), filename, sha256, wheel.get("size"), wheel.get("url"))

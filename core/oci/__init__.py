@@ -1,0 +1,1 @@
+"""Images as the OCI image specification describes them: no network, no registry."""

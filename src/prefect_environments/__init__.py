@@ -1,0 +1,34 @@
+"""ML environment definitions become ready, pinned, registered images. See README.md.
+
+Names are handed on lazily, so that importing the package (every Prefect worker does) stays light.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefect_environments.blocks import ContainerRegistry as ContainerRegistry
+    from prefect_environments.blocks import Workspace as Workspace
+    from prefect_environments.core.definition import EnvironmentDefinition as EnvironmentDefinition
+    from prefect_environments.core.environment import Environment as Environment
+    from prefect_environments.core.ready import ReadyImage as ReadyImage
+
+_WHERE = {
+    "ContainerRegistry": "prefect_environments.blocks",
+    "Environment": "prefect_environments.core.environment",
+    "EnvironmentDefinition": "prefect_environments.core.definition",
+    "ReadyImage": "prefect_environments.core.ready",
+    "Workspace": "prefect_environments.blocks",
+}
+
+__all__ = ["ContainerRegistry", "Environment", "EnvironmentDefinition", "ReadyImage", "Workspace"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE})
