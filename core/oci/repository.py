@@ -42,6 +42,14 @@ class Repository(Protocol):
         """`host/path` of a registry's repository; `oci:<folder>:<path>` of a layout's."""
 
     @property
+    def address(self) -> str:
+        """The store's address: `host[:port]`, or `oci:<folder>`."""
+
+    @property
+    def path(self) -> str:
+        """The repository's path in its store."""
+
+    @property
     def traffic(self) -> Traffic: ...
 
     async def find_manifest(self, reference: str) -> Descriptor | None:

@@ -1,0 +1,236 @@
+"""Images without a daemon: base layers + the empty environment + package layers + config. Nothing is executed.
+
+Layers that the registry has are taken by descriptor: not downloaded, not built, not sent.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from prefect_environments.core import files
+from prefect_environments.core.build import catalog as catalogs
+from prefect_environments.core.build import recipe
+from prefect_environments.core.build.base import BaseImage
+from prefect_environments.core.build.catalog import Catalog
+from prefect_environments.core.build.fetch import WheelCache
+from prefect_environments.core.build.inspect import DEFAULT_PATH
+from prefect_environments.core.build.layer import LayerBlob, Overlap, write_wheels
+from prefect_environments.core.build.plan import PlannedLayer, plan_layers, skeleton_key
+from prefect_environments.core.build.skeleton import write_skeleton
+from prefect_environments.core.build.transfer import copy_blob, shared_path
+from prefect_environments.core.build.wheel import Wheel
+from prefect_environments.core.concurrency import both, gather
+from prefect_environments.core.errors import NotFound, RegistryError
+from prefect_environments.core.lock.model import Lock, LockedPackage
+from prefect_environments.core.oci import descriptor as types
+from prefect_environments.core.oci.append import AddedLayer, Image, append
+from prefect_environments.core.oci.descriptor import Descriptor
+from prefect_environments.core.oci.image import ImageManifest, oci_layer
+from prefect_environments.core.oci.repository import Repository
+from prefect_environments.core.oci.validate import check_image
+from prefect_environments.core.progress import SILENT, Progress
+
+BASE_NAME = "org.opencontainers.image.base.name"
+BASE_DIGEST = "org.opencontainers.image.base.digest"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """One layer of a build: what is in it, its size as stored, whether its bytes had to be sent."""
+
+    title: str
+    size: int
+    reused: bool
+    packages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """An assembled image, stored and tagged, with what it took. `bytes_sent` counts blobs only."""
+
+    image: Image
+    layers: tuple[LayerReport, ...]
+    overlaps: tuple[Overlap, ...]
+    bytes_sent: int
+
+
+@dataclass(slots=True)
+class Assembler:
+    """Puts images together in one repository.
+
+    `known` are layers of earlier images in the same repository, by layer key; `catalog` knows those of all others.
+    """
+
+    base: BaseImage
+    target: Repository
+    wheels: WheelCache
+    scratch: Path
+    catalog: Catalog | None = None
+    known: Mapping[str, AddedLayer] = field(default_factory=dict)
+    known_base: frozenset[str] = frozenset()
+    """Digests of base layers that the target repository is known to have."""
+    progress: Progress = SILENT
+    _converting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(max(2, os.cpu_count() or 2)))
+    _overlaps: list[Overlap] = field(default_factory=list)
+    _owners: dict[str, str] = field(default_factory=dict)
+    _sent: int = 0
+
+    async def assemble(self, lock: Lock, tag: str) -> Assembled:
+        """Build, store and tag the image of a lock; every error leaves the repository without that tag.
+
+        Raises `PackageError` for a wheel that is refused, `BaseImageError` for a base with too many layers, and
+        the errors of the registry.
+        """
+        try:
+            return await self._assemble(lock, tag)
+        except NotFound as error:
+            if not self.known:
+                raise
+            # a layer of an earlier image is gone (pruned, or another registry behind the same name)
+            logger.warning("a known layer is missing in %s, looking at each one: %s", self.target.name, error)
+            self.known, self.known_base = {}, frozenset()
+            return await self._assemble(lock, tag)
+
+    async def _assemble(self, lock: Lock, tag: str) -> Assembled:
+        planned = plan_layers(lock, len(self.base.manifest.layers))
+        self._announce(planned)
+        with files.storage("assembling an image", self.scratch):
+            files.sweep(self.scratch)
+        bases, (skeleton, *layers) = await both(
+            gather(self._base_layer(oci_layer(layer)) for layer in self.base.manifest.layers),
+            gather([self._skeleton(lock), *(self._package_layer(lock, layer) for layer in planned)]),
+        )
+        image = append(
+            self.base.manifest,
+            self.base.config,
+            [skeleton[0], *(layer for layer, _ in layers)],
+            environment=environment(self.base),
+            annotations={BASE_NAME: lock.base.name, BASE_DIGEST: lock.base.digest},
+        )
+        check_image(image.manifest, image.config)
+        await self._send_bytes(image.manifest.config, image.config)
+        await self.target.put_manifest(image.content, types.IMAGE_MANIFEST, tag=tag)
+        reports = (*bases, skeleton[1], *(report for _, report in layers))
+        return Assembled(image, reports, tuple(self._overlaps), self._sent)
+
+    def _announce(self, planned: list[PlannedLayer]) -> None:
+        wanted = [p for layer in planned if layer.key not in self.known for p in layer.packages]
+        missing = [p for p in wanted if not self.wheels.has(p)]
+        self.progress.planned(len(planned), sum(p.size or 0 for p in missing))
+
+    async def _base_layer(self, layer: Descriptor) -> LayerReport:
+        sent = False
+        if layer.digest not in self.known_base:
+            sent = await copy_blob(layer, self.base.repository, self.target, self.scratch, self._count)
+        return LayerReport(f"base {layer.digest[7:19]}", layer.size, not sent)
+
+    async def _skeleton(self, lock: Lock) -> tuple[AddedLayer, LayerReport]:
+        key, title = skeleton_key(lock), f"empty environment for Python {lock.target.python}"
+        if key in self.known:
+            return self.known[key], LayerReport(title, self.known[key].descriptor.size, True)
+        with files.storage("writing a layer", self.scratch), files.temporary_file(self.scratch) as file:
+            blob = write_skeleton(lock.target, file)
+            file.flush()
+            layer = catalogs.annotated(key, blob, title)
+            sent = await self.target.write_blob(layer.descriptor, Path(file.name), on_bytes=self._count)
+        return layer, LayerReport(title, blob.size, not sent)
+
+    async def _package_layer(self, lock: Lock, planned: PlannedLayer) -> tuple[AddedLayer, LayerReport]:
+        names = tuple(f"{p.name} {p.version}" for p in planned.packages)
+        layer = self.known.get(planned.key) or await self._from_catalog(planned)
+        reused = layer is not None
+        if layer is None:
+            layer = await self._build_layer(lock, planned)
+        self.progress.layer(planned.title, layer.descriptor.size, reused)
+        return layer, LayerReport(planned.title, layer.descriptor.size, reused, names)
+
+    async def _from_catalog(self, planned: PlannedLayer) -> AddedLayer | None:
+        if self.catalog is None:
+            return None
+        layer = await self.catalog.find_layer(planned.key)
+        if layer is None:
+            return None
+        plain = Descriptor(layer.descriptor.media_type, layer.descriptor.digest, layer.descriptor.size)
+        try:
+            await copy_blob(plain, self.catalog.repository, self.target, self.scratch, self._count)
+        except NotFound:
+            return None  # the registry lost the blob and kept its name: build it again
+        return layer
+
+    async def _build_layer(self, lock: Lock, planned: PlannedLayer) -> AddedLayer:
+        paths = await gather(self.wheels.get(package) for package in planned.packages)
+        with files.storage("writing a layer", self.scratch), files.temporary_file(self.scratch) as file:
+            async with self._converting:
+                blob, overlaps, contents = await asyncio.to_thread(
+                    _convert, list(zip(planned.packages, paths, strict=True)), lock, file
+                )
+            file.flush()
+            self._note_overlaps(overlaps, contents)
+            layer = catalogs.annotated(planned.key, blob, planned.title)
+            await self.target.write_blob(layer.descriptor, Path(file.name), on_bytes=self._count)
+        if self.catalog is not None:
+            await self._remember(self.catalog, planned.key, layer)
+        return layer
+
+    async def _remember(self, catalog: Catalog, key: str, layer: AddedLayer) -> None:
+        source = shared_path(self.target, catalog.repository)
+        if source is None:
+            return
+        try:
+            await catalog.keep_layer(key, layer, source)
+        except RegistryError as error:  # a memory only: the image itself does not need it
+            logger.warning("the layer %s was pushed but not catalogued: %s", layer.title, error)
+
+    async def _send_bytes(self, descriptor: Descriptor, content: bytes) -> None:
+        await self.target.write_blob(descriptor, content, on_bytes=self._count)
+
+    def _note_overlaps(self, overlaps: list[Overlap], contents: dict[str, list[str]]) -> None:
+        """Files of several packages, within this layer and among the layers that were built now."""
+        self._overlaps += overlaps
+        for name, paths in contents.items():
+            for path in paths:
+                other = self._owners.setdefault(path, name)
+                if other not in contents:
+                    self._overlaps.append(Overlap(path, other, name))
+
+    def _count(self, size: int) -> None:
+        self._sent += size
+        self.progress.sent(size)
+
+
+def _convert(
+    given: list[tuple[LockedPackage, Path]], lock: Lock, file: BinaryIO
+) -> tuple[LayerBlob, list[Overlap], dict[str, list[str]]]:
+    with ExitStack() as stack:
+        wheels = []
+        for package, path in given:
+            wheel = Wheel.open(path, package.filename, lock.target)
+            stack.callback(wheel.close)
+            wheels.append((package.name, wheel))
+        blob, overlaps = write_wheels(wheels, file)
+        return blob, overlaps, {name: list(wheel.contents) for name, wheel in wheels}
+
+
+def environment(base: BaseImage) -> dict[str, str | None]:
+    """The variables of the image: the environment first on `PATH`, nothing of the base's Python visible in it."""
+    path = base.config.environment.get("PATH", DEFAULT_PATH)
+    return {
+        "PATH": f"{recipe.PREFIX}/bin:{path}",
+        "VIRTUAL_ENV": recipe.PREFIX,
+        "PYTHONPATH": None,
+        "PYTHONHOME": None,
+    }
+
+
+def known_layers(manifest: ImageManifest) -> tuple[dict[str, AddedLayer], frozenset[str]]:
+    """What an earlier image of the same repository tells: package layers by key, and digests of its base layers."""
+    added = catalogs.layers_by_key(manifest)
+    own = {layer.descriptor.digest for layer in added.values()}
+    return added, frozenset(layer.digest for layer in manifest.layers if layer.digest not in own)

@@ -1,0 +1,63 @@
+"""The base image: loaded by reference, pinned by digest, for one platform."""
+
+from dataclasses import dataclass
+
+from prefect_environments.core.errors import BaseImageError, ImageError, NotFound
+from prefect_environments.core.lock.model import LockedBase
+from prefect_environments.core.lock.target import Platform
+from prefect_environments.core.oci import descriptor as types
+from prefect_environments.core.oci.descriptor import Descriptor
+from prefect_environments.core.oci.image import (
+    CONFIG_LIMIT,
+    INDEX_DEPTH,
+    ImageConfig,
+    ImageManifest,
+    select_platform,
+)
+from prefect_environments.core.oci.repository import Manifest, Repository
+
+
+@dataclass(frozen=True, slots=True)
+class BaseImage:
+    """A base with all that an image on top of it needs but its layers' bytes."""
+
+    locked: LockedBase
+    manifest: ImageManifest
+    config: ImageConfig
+    repository: Repository
+
+
+async def load_base(repository: Repository, reference: str, name: str, platform: Platform) -> BaseImage:
+    """Read a base image's manifest and config; an index gives its image for `platform`.
+
+    Raises `BaseImageError` where there is none for the platform, `NotFound` where there is no such image.
+    """
+    try:
+        manifest = await repository.get_manifest(reference)
+    except NotFound as error:
+        raise NotFound(f"the base image {name} does not exist: {error}", status=error.status) from error
+    for _ in range(INDEX_DEPTH):
+        if manifest.descriptor.media_type not in types.INDEXES:
+            break
+        chosen = select_platform(manifest.content, platform, name)
+        manifest = await repository.get_manifest(chosen.digest)
+    else:
+        raise ImageError(f"the base image {name} is an index of indexes, more than {INDEX_DEPTH} deep")
+    return await _loaded(repository, manifest, name, platform)
+
+
+async def _loaded(repository: Repository, manifest: Manifest, name: str, platform: Platform) -> BaseImage:
+    image = ImageManifest.from_bytes(manifest.content)
+    config = ImageConfig.from_bytes(await read_all(repository, image.config, CONFIG_LIMIT))
+    if config.platform != (platform.os, platform.architecture):
+        raise BaseImageError(f"the base image {name} is for {'/'.join(config.platform)}, not for {platform}")
+    if len(image.layers) != len(config.diff_ids):
+        raise ImageError(f"the base image {name} lists {len(image.layers)} layers and {len(config.diff_ids)} diff ids")
+    return BaseImage(LockedBase(name, manifest.descriptor.digest), image, config, repository)
+
+
+async def read_all(repository: Repository, descriptor: Descriptor, limit: int) -> bytes:
+    """A small blob in memory, verified; `ImageError` for one over `limit` bytes."""
+    if descriptor.size > limit:
+        raise ImageError(f"{descriptor.digest} of {repository.name} has {descriptor.size} bytes; {limit} are read")
+    return b"".join([chunk async for chunk in repository.read_blob(descriptor)])

@@ -1,0 +1,164 @@
+"""Wheels from package indexes into a cache, verified: what is in the cache is what the lock names."""
+
+import asyncio
+import hashlib
+import logging
+import random
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import aiohttp
+
+from prefect_environments.core import files
+from prefect_environments.core.errors import PackageError
+from prefect_environments.core.lock.model import LockedPackage
+from prefect_environments.core.lock.source_builds import WheelStore
+
+_ATTEMPTS = 4
+_CHUNK = 256 * 1024
+_AT_ONCE = 8
+_TRY_AGAIN = {408, 425, 429, 500, 502, 503, 504}
+_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=20, sock_read=60)
+
+logger = logging.getLogger(__name__)
+
+
+class WheelCache:
+    """A folder of wheels by sha256, filled from the addresses in the lock. Use it as an async context manager.
+
+    `credentials` gives user and password by host, `host:port` or URL prefix; they are sent to these only.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        store: WheelStore | None = None,
+        credentials: Mapping[str, tuple[str, str]] | None = None,
+        on_bytes: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self.folder = folder
+        self._store = store
+        self._credentials = credentials or {}
+        self._on_bytes = on_bytes
+        self._limit = asyncio.Semaphore(_AT_ONCE)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> "WheelCache":
+        with files.storage("using the wheel cache", self.folder):
+            files.sweep(self.folder)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    def has(self, package: LockedPackage) -> bool:
+        """Whether the wheel needs no download."""
+        return self._path(package).is_file()
+
+    async def get(self, package: LockedPackage) -> Path:
+        """The wheel as a local file; raises `PackageError` where it cannot be had or has other bytes."""
+        path = self._path(package)
+        if not path.is_file():
+            async with self._limit:
+                if not path.is_file():
+                    await self._fetch(package, path)
+        return path
+
+    def _path(self, package: LockedPackage) -> Path:
+        return self.folder / package.sha256
+
+    async def _fetch(self, package: LockedPackage, path: Path) -> None:
+        if package.url is None:
+            await self._from_store(package, path)
+            return
+        address = urlsplit(package.url)
+        if address.scheme == "file":
+            with files.storage(f"reading the wheel {package.filename}", Path(unquote(address.path))):
+                content = await asyncio.to_thread(Path(unquote(address.path)).read_bytes)
+            await self._keep(package, path, content)
+            return
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                await self._download(package, path)
+                return
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                status = error.status if isinstance(error, aiohttp.ClientResponseError) else None
+                if attempt == _ATTEMPTS or (status is not None and status not in _TRY_AGAIN):
+                    raise PackageError(_explain(package, address.hostname, error, status)) from None
+                logger.warning("download of %s failed, trying again (%s)", package.filename, type(error).__name__)
+                await asyncio.sleep(min(8.0, 0.25 * 2**attempt) * random.uniform(0.5, 1))  # noqa: S311
+
+    async def _download(self, package: LockedPackage, path: Path) -> None:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(trust_env=True, timeout=_TIMEOUT, auto_decompress=False)
+        url = str(package.url)
+        async with self._session.get(url, auth=self._auth(url), raise_for_status=True) as response:
+            with files.storage("writing the wheel cache", self.folder), files.temporary_file(self.folder) as file:
+                hasher, size = hashlib.sha256(), 0
+                async for chunk in response.content.iter_chunked(_CHUNK):
+                    size += len(chunk)
+                    _check_size(package, size, finished=False)
+                    hasher.update(chunk)
+                    file.write(chunk)
+                    self._on_bytes(len(chunk))
+                _check_size(package, size, finished=True)
+                _check_hash(package, hasher.hexdigest())
+                file.flush()
+                files.publish(Path(file.name), path)
+
+    async def _from_store(self, package: LockedPackage, path: Path) -> None:
+        found = None if self._store is None else await self._store.fetch(package.sha256)
+        if found is None:
+            raise PackageError(
+                f"{package.filename} was built from source, and the registry no longer has it; build with upgrade=True"
+            )
+        await self._keep(package, path, await asyncio.to_thread(found.read_bytes))
+
+    async def _keep(self, package: LockedPackage, path: Path, content: bytes) -> None:
+        _check_hash(package, hashlib.sha256(content).hexdigest())
+        with files.storage("writing the wheel cache", self.folder):
+            files.write_atomically(path, content, self.folder)
+
+    def _auth(self, url: str) -> aiohttp.BasicAuth | None:
+        address = urlsplit(url)
+        for place, (user, password) in self._credentials.items():
+            if place in (address.hostname, address.netloc) or _is_below(url, place):
+                return aiohttp.BasicAuth(user, password)
+        return None
+
+
+def _is_below(url: str, prefix: str) -> bool:
+    """Whether `url` is on the same server as the index at `prefix`: indexes keep files beside their pages."""
+    own, other = urlsplit(url), urlsplit(prefix)
+    return bool(other.netloc) and (own.scheme, own.netloc) == (other.scheme, other.netloc)
+
+
+def _check_size(package: LockedPackage, size: int, *, finished: bool) -> None:
+    if package.size is not None and (size > package.size or (finished and size != package.size)):
+        raise PackageError(f"{package.filename} has {size} bytes so far; the lock says {package.size}: refused")
+
+
+def _check_hash(package: LockedPackage, sha256: str) -> None:
+    if sha256 != package.sha256:
+        raise PackageError(
+            f"{package.filename} is refused: its sha256 is {sha256}, the lock says {package.sha256}. "
+            "The file was changed on its way or at its index"
+        )
+
+
+def _explain(package: LockedPackage, host: str | None, error: Exception, status: int | None) -> str:
+    answer = f"HTTP status {status}" if status else type(error).__name__
+    advice = {
+        401: "give the index's credentials in a PackageIndexCredentials block, a netrc file or the environment",
+        403: "check that the index's credentials may read this package",
+        404: "the index no longer has this file; build with upgrade=True",
+    }
+    text = ""
+    with suppress(Exception):
+        text = "" if status else f" ({error})"
+    what = advice.get(status or 0, "check the connection to the index, then run again: what was fetched is kept")
+    return f"{package.filename} could not be downloaded from {host}: {answer}{text}; {what}"

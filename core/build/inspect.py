@@ -1,0 +1,196 @@
+"""What a base image offers: its interpreter and its libc, found in its config and layers. Nothing of it is run."""
+
+import asyncio
+import posixpath
+import re
+import tarfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from prefect_environments.core import files
+from prefect_environments.core.build.base import BaseImage
+from prefect_environments.core.errors import BaseImageError, ImageError
+from prefect_environments.core.lock.target import Platform, Target
+from prefect_environments.core.oci.descriptor import LAYER_ZSTD, Descriptor
+from prefect_environments.core.oci.image import oci_layer
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_READ_MAX = 256 * 1024 * 1024  # a larger interpreter or libc is none
+_LINKS_MAX = 16
+
+_PYTHON = re.compile(r"python(3(\.\d+)?)?")
+_LIBPYTHON = re.compile(r"libpython3\.\d+\.so\.1\.0")
+_GLIBC = re.compile(r"libc(\.so\.6|-2\.\d+\.so)")
+_MUSL = re.compile(r"ld-musl-\w+\.so\.1")
+_GLIBC_VERSION = re.compile(rb"GNU C Library [^\n]{0,80}release version (\d+\.\d+)")
+_MUSL_VERSION = re.compile(rb"\0(1\.\d+)\.\d+\0")
+_PYTHON_VERSION = re.compile(rb"\0(3\.\d+\.\d+)[+a-z0-9]*\0")
+
+
+@dataclass(slots=True)
+class Facts:
+    """What was seen so far, from the top layer down: an upper layer's file hides a lower one's."""
+
+    links: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    """Version strings found in files, by path: interpreters, their shared library."""
+    libc: dict[str, tuple[str, str]] = field(default_factory=dict)
+    hidden: set[str] = field(default_factory=set)
+    opaque: set[str] = field(default_factory=set)
+
+    def is_hidden(self, path: str) -> bool:
+        """Whether an upper layer has replaced or deleted the path or a folder above it."""
+        if path in self.links or path in self.versions or path in self.libc or path in self.hidden:
+            return True
+        folder = posixpath.dirname(path)
+        while folder:
+            if folder in self.hidden or folder in self.opaque:
+                return True
+            folder = posixpath.dirname(folder)
+        return False
+
+
+async def inspect_base(base: BaseImage, platform: Platform, scratch: Path) -> Target:
+    """Find interpreter and libc of a base image, by its config and a look through its layers from the top.
+
+    Raises `BaseImageError` where there is no Python 3 on its `PATH`, or no libc that is known.
+    """
+    declared = _declared_python(base.config.environment)
+    facts = Facts()
+    for layer in reversed(base.manifest.layers):
+        await _look_through(base, oci_layer(layer), facts, scratch)
+        if declared and facts.libc:
+            break
+    python, interpreter = declared or _find_python(facts, base)
+    if not facts.libc:
+        raise BaseImageError(
+            f"the base image {base.locked.name} has neither glibc nor musl; packages' wheels need one of them"
+        )
+    libc, version = next(iter(facts.libc.values()))
+    return Target(python, interpreter, libc, version, platform)
+
+
+def _declared_python(environment: Mapping[str, str]) -> tuple[str, str] | None:
+    """The official `python` images say their version, and have it at one place."""
+    version = environment.get("PYTHON_VERSION", "")
+    match = re.fullmatch(r"(3\.\d+)\.\d+", version)
+    if match is None or "/usr/local/bin" not in environment.get("PATH", "").split(":"):
+        return None
+    return version, f"/usr/local/bin/python{match[1]}"
+
+
+async def _look_through(base: BaseImage, layer: Descriptor, facts: Facts, scratch: Path) -> None:
+    if layer.media_type == LAYER_ZSTD:
+        raise BaseImageError(
+            f"the base image {base.locked.name} has zstd layers, which cannot be looked through for its Python; "
+            "use a base with gzip layers, such as one from `skopeo copy --dest-compress-format gzip`"
+        )
+    with files.storage("looking through a base image", scratch), files.temporary_file(scratch) as file:
+        async for chunk in base.repository.read_blob(layer):
+            await asyncio.to_thread(file.write, chunk)
+        file.flush()
+        try:
+            await asyncio.to_thread(_scan, Path(file.name), facts)
+        except (tarfile.TarError, zlib.error, EOFError, UnicodeError, ValueError) as error:
+            raise ImageError(f"layer {layer.digest} of {base.locked.name} is not a tar archive ({error})") from error
+
+
+def _scan(path: Path, facts: Facts) -> None:
+    """Take what counts from one layer; its deletions count for the layers below it only."""
+    hidden: set[str] = set()
+    opaque: set[str] = set()
+    with tarfile.open(path, "r:*") as archive:
+        for member in archive:
+            name = posixpath.normpath(member.name).lstrip("/")
+            folder, base = posixpath.split(name)
+            if base == ".wh..wh..opq":
+                opaque.add(folder)
+            elif base.startswith(".wh."):
+                hidden.add(posixpath.join(folder, base.removeprefix(".wh.")))
+            elif not facts.is_hidden(name):
+                _note(archive, member, name, facts)
+                if not member.isdir():
+                    hidden.add(name)
+    facts.hidden |= hidden
+    facts.opaque |= opaque
+
+
+def _note(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str, facts: Facts) -> None:
+    base = posixpath.basename(name)
+    if member.issym() or member.islnk():
+        if _PYTHON.fullmatch(base) or "/" not in name:
+            absolute = "/" + member.linkname if member.islnk() else member.linkname
+            facts.links[name] = posixpath.normpath(posixpath.join("/", posixpath.dirname(name), absolute)).lstrip("/")
+    elif member.isreg() and member.size <= _READ_MAX:
+        if _PYTHON.fullmatch(base) or _LIBPYTHON.fullmatch(base):
+            facts.versions[name] = _search(archive, member, _PYTHON_VERSION, _minor_of(base))
+        elif _GLIBC.fullmatch(base):
+            if version := _search(archive, member, _GLIBC_VERSION):
+                facts.libc[name] = ("glibc", version)
+        elif _MUSL.fullmatch(base) and (version := _search(archive, member, _MUSL_VERSION)):
+            facts.libc[name] = ("musl", version)
+
+
+def _minor_of(base: str) -> Callable[[str], bool]:
+    match = re.search(r"3\.\d+", base)
+    return lambda version: match is None or version.startswith(f"{match[0]}.")
+
+
+def _search(
+    archive: tarfile.TarFile,
+    member: tarfile.TarInfo,
+    pattern: re.Pattern[bytes],
+    accept: Callable[[str], bool] = lambda _: True,
+) -> str:
+    file = archive.extractfile(member)
+    content = file.read() if file is not None else b""
+    return next((v for m in pattern.finditer(content) if accept(v := m[1].decode())), "")
+
+
+def _find_python(facts: Facts, base: BaseImage) -> tuple[str, str]:
+    """The interpreter that `python3` or `python` means on the image's `PATH`, and its full version."""
+    folders = base.config.environment.get("PATH", DEFAULT_PATH).split(":")
+    for folder in folders:
+        for name in ("python3", "python"):
+            path = _follow(posixpath.join(folder, name).lstrip("/"), facts.links)
+            if path in facts.versions and (version := _version(path, facts)):
+                return version, f"/{path}"
+    newest = sorted(
+        (tuple(map(int, v.split("."))), p) for p in facts.versions if _on_path(p, folders) and (v := _version(p, facts))
+    )
+    if newest:
+        numbers, path = newest[-1]
+        return ".".join(map(str, numbers)), f"/{path}"
+    raise BaseImageError(
+        f"the base image {base.locked.name} has no Python 3 on its PATH ({':'.join(folders)}). Choose a base with "
+        "Python (such as python:3.12-slim), or one that sets PATH to its Python"
+    )
+
+
+def _on_path(path: str, folders: list[str]) -> bool:
+    return posixpath.dirname(f"/{path}") in folders and _PYTHON.fullmatch(posixpath.basename(path)) is not None
+
+
+def _follow(path: str, links: Mapping[str, str]) -> str:
+    for _ in range(_LINKS_MAX):
+        top, _, rest = path.partition("/")
+        if path in links:
+            path = links[path]
+        elif top in links and rest:  # merged /usr: /bin is a link to /usr/bin
+            path = f"{links[top]}/{rest}"
+        else:
+            break
+    return path
+
+
+def _version(path: str, facts: Facts) -> str:
+    """The version in the binary itself, else in the shared library of its minor."""
+    if facts.versions[path]:
+        return facts.versions[path]
+    minor = re.search(r"3\.\d+", posixpath.basename(path))
+    for name, version in facts.versions.items():
+        if version and _LIBPYTHON.fullmatch(posixpath.basename(name)) and minor and minor[0] in name:
+            return version
+    return ""

@@ -1,0 +1,38 @@
+"""What decides an image's bytes besides the lock: the fixed layout of the environment, and its version.
+
+Raise `VERSION` whenever the same lock would give other bytes: it enters every layer key and every image hash.
+"""
+
+from prefect_environments.core.lock.model import LockedPackage
+from prefect_environments.core.lock.target import Target
+
+VERSION = 1
+PREFIX = "/opt/env"
+"""Where the environment is in the image: a venv (PEP 405)."""
+
+INSTALLER = "prefect-environments"
+
+
+def site_packages(target: Target) -> str:
+    """The folder of installed packages, relative to the image's root."""
+    return f"{PREFIX.strip('/')}/lib/python{target.python_minor}/site-packages"
+
+
+def executable() -> str:
+    """The environment's interpreter as scripts name it."""
+    return f"{PREFIX}/bin/python"
+
+
+def layer_inputs(packages: tuple[LockedPackage, ...], target: Target) -> dict[str, object]:
+    """All that a package layer's bytes depend on, as JSON; its canonical digest is the layer key."""
+    return {
+        "recipe": VERSION,
+        "prefix": PREFIX,
+        "python": target.python_minor,
+        "packages": [list(package.identity()) for package in packages],
+    }
+
+
+def skeleton_inputs(target: Target) -> dict[str, object]:
+    """All that the first layer (the empty venv) depends on."""
+    return {"recipe": VERSION, "prefix": PREFIX, "python": target.python, "interpreter": target.interpreter}

@@ -1,0 +1,267 @@
+"""An OCI image layout: a folder that is a registry (OCI image-spec, image-layout.md).
+
+One layout holds many repositories: the reference name of an entry in `index.json` is `<repository>:<tag>`. Blobs are
+shared. Everything appears whole or not at all, and two processes may write at the same time.
+"""
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from prefect_environments.core import canonical, files
+from prefect_environments.core.errors import DigestMismatch, ImageError, NotFound, StorageError
+from prefect_environments.core.oci import descriptor as types
+from prefect_environments.core.oci import digest as digests
+from prefect_environments.core.oci.descriptor import Descriptor
+from prefect_environments.core.oci.image import load_object
+from prefect_environments.core.oci.repository import MANIFEST_LIMIT, Manifest, Traffic
+
+REF_NAME = "org.opencontainers.image.ref.name"
+_CHUNK = 1024 * 1024
+_INDEX_LIMIT = 256 * 1024 * 1024
+
+
+class Layout:
+    """A layout folder as a store of repositories; made at the first write."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self.scratch = self.folder / ".tmp"
+
+    @property
+    def address(self) -> str:
+        return f"oci:{self.folder}"
+
+    def repository(self, path: str) -> "LayoutRepository":
+        return LayoutRepository(self, path)
+
+    async def close(self) -> None:
+        """Nothing is held open."""
+
+    def blob_path(self, digest: str) -> Path:
+        return self.folder / "blobs" / digest.partition(":")[0] / digests.hex_of(digest)
+
+    def create(self) -> None:
+        """Make the folder a layout if it is none yet; a folder with other things in it is refused."""
+        marker = self.folder / "oci-layout"
+        with files.storage("making an image layout", self.folder):
+            if not marker.exists():
+                if self.folder.is_dir() and any(
+                    p.name not in (".tmp", ".lock", "blobs") for p in self.folder.iterdir()
+                ):
+                    raise StorageError(f"{self.folder} is not empty and no image layout; choose another folder")
+                files.write_atomically(marker, b'{"imageLayoutVersion":"1.0.0"}', self.scratch)
+            files.sweep(self.scratch)
+
+    def entries(self) -> list[dict[str, Any]]:
+        """The descriptors of `index.json` as JSON objects; empty where there is no layout yet."""
+        path = self.folder / "index.json"
+        with files.storage("reading an image layout", self.folder):
+            try:
+                content = path.read_bytes() if path.stat().st_size < _INDEX_LIMIT else b""
+            except FileNotFoundError:
+                return []
+        manifests = load_object(content, f"{path}").get("manifests")
+        if not isinstance(manifests, list) or not all(isinstance(item, dict) for item in manifests):
+            raise ImageError(f"{path} does not list manifests")
+        return manifests
+
+    def add_entry(self, entry: dict[str, Any]) -> None:
+        """Put an entry into `index.json`, in place of an older one of the same name."""
+        self.create()
+        with files.storage("writing an image layout", self.folder), files.locked(self.folder / ".lock"):
+            kept = [item for item in self.entries() if not _replaces(entry, item)]
+            document = {"schemaVersion": 2, "mediaType": types.IMAGE_INDEX, "manifests": [*kept, entry]}
+            files.write_atomically(self.folder / "index.json", canonical.dumps(document), self.scratch)
+
+
+class LayoutRepository:
+    """One repository of a layout; see `Repository` for what the methods promise."""
+
+    def __init__(self, layout: Layout, path: str) -> None:
+        self.layout = layout
+        self.path = path
+        self.address = layout.address
+        self.traffic = Traffic()
+
+    @property
+    def name(self) -> str:
+        return f"{self.layout.address}:{self.path}" if self.path else self.layout.address
+
+    async def find_manifest(self, reference: str) -> Descriptor | None:
+        if ":" in reference:
+            path = self.layout.blob_path(digests.check(reference))
+            if not path.is_file():
+                return None
+            content = (await self._read(path, reference)).content
+            return _describe(content)
+        entry = await asyncio.to_thread(self._tagged, reference)
+        if entry is None:
+            return None
+        found = Descriptor.from_json(entry)
+        # an entry without its blob is a broken layout; the image is not there
+        if not self.layout.blob_path(found.digest).is_file():
+            return None
+        return Descriptor(found.media_type, found.digest, found.size)
+
+    async def get_manifest(self, reference: str) -> Manifest:
+        found = await self.find_manifest(reference)
+        if found is None:
+            raise NotFound(f"{self.name} has no manifest {reference}")
+        return await self._read(self.layout.blob_path(found.digest), found.digest)
+
+    async def put_manifest(self, content: bytes, media_type: str, *, tag: str | None = None) -> Descriptor:
+        found = Descriptor(media_type, digests.of(content), len(content))
+        await self._check_parts(content)
+        await self.write_blob(found, content)
+        data = load_object(content, "a manifest")
+        artifact_type = data.get("artifactType")
+        entry = Descriptor(
+            media_type,
+            found.digest,
+            found.size,
+            {REF_NAME: f"{self.path}:{tag}" if self.path else tag} if tag else {},
+            artifact_type if isinstance(artifact_type, str) else None,
+        )
+        await asyncio.to_thread(self.layout.add_entry, entry.to_json())
+        return found
+
+    async def has_blob(self, digest: str) -> bool:
+        return self.layout.blob_path(digest).is_file()
+
+    async def read_blob(self, descriptor: Descriptor) -> AsyncIterator[bytes]:
+        path = self.layout.blob_path(descriptor.digest)
+        hasher, size, held = digests.hasher(descriptor.digest), 0, b""
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            raise NotFound(f"{self.name} has no blob {descriptor.digest}") from None
+        with file:
+            while chunk := await asyncio.to_thread(file.read, _CHUNK):
+                size += len(chunk)
+                await asyncio.to_thread(hasher.update, chunk)
+                if held:
+                    yield held
+                held = chunk
+        if size != descriptor.size or hasher.hexdigest() != digests.hex_of(descriptor.digest):
+            raise DigestMismatch(f"{path} is not what its name says; remove it and push the image again")
+        if held:
+            yield held
+
+    async def write_blob(
+        self, descriptor: Descriptor, content: Path | bytes, *, on_bytes: Callable[[int], None] | None = None
+    ) -> bool:
+        written = await asyncio.to_thread(self._write, descriptor, content)
+        if written:
+            self.traffic.bytes_sent += descriptor.size
+            if on_bytes is not None:
+                on_bytes(descriptor.size)
+        return written
+
+    async def mount_blob(self, descriptor: Descriptor, source: str) -> bool:
+        """Blobs are shared by all repositories of a layout, whatever `source` is."""
+        return await self.has_blob(descriptor.digest)
+
+    async def tags(self) -> list[str]:
+        prefix = f"{self.path}:" if self.path else ""
+        names = [_ref_name(entry) for entry in await asyncio.to_thread(self.layout.entries)]
+        return [name.removeprefix(prefix) for name in names if name and name.startswith(prefix)]
+
+    async def referrers(self, digest: str, artifact_type: str | None = None) -> list[Descriptor]:
+        found = []
+        for entry in await asyncio.to_thread(self.layout.entries):
+            kind = entry.get("artifactType")
+            if kind is None or (artifact_type is not None and kind != artifact_type):
+                continue
+            item = Descriptor.from_json(entry)
+            manifest = await self._read(self.layout.blob_path(item.digest), item.digest)
+            data = load_object(manifest.content, "a manifest")
+            if (data.get("subject") or {}).get("digest") == digest:
+                annotations = data.get("annotations") or {}
+                found.append(Descriptor(item.media_type, item.digest, item.size, annotations, kind))
+        return found
+
+    def _tagged(self, tag: str) -> dict[str, Any] | None:
+        name = f"{self.path}:{tag}" if self.path else tag
+        return next((entry for entry in self.layout.entries() if _ref_name(entry) == name), None)
+
+    async def _read(self, path: Path, digest: str) -> Manifest:
+        with files.storage("reading an image layout", path):
+            if path.stat().st_size > MANIFEST_LIMIT:
+                raise ImageError(f"{path} is larger than a manifest may be ({MANIFEST_LIMIT} bytes)")
+            content = path.read_bytes()
+        if digests.hasher(digest).name != "sha256" or digests.of(content) != digest:
+            raise DigestMismatch(f"{path} is not what its name says; remove it and push the image again")
+        return Manifest(content, _describe(content))
+
+    async def _check_parts(self, content: bytes) -> None:
+        data = load_object(content, "a manifest")
+        parts = [data.get("config"), *(data.get("layers") or ()), *(data.get("manifests") or ())]
+        for part in filter(None, parts):
+            digest = Descriptor.from_json(part).digest
+            if not await self.has_blob(digest):
+                raise NotFound(f"{self.name} has no blob {digest}, so the manifest that names it is not stored")
+
+    def _write(self, descriptor: Descriptor, content: Path | bytes) -> bool:
+        final = self.layout.blob_path(descriptor.digest)
+        if final.is_file():
+            return False
+        self.layout.create()
+        with files.storage("writing an image layout", self.layout.folder):
+            if isinstance(content, bytes):
+                _verify(descriptor, digests.of(content), len(content))
+                with files.temporary_file(self.layout.scratch) as file:
+                    file.write(content)
+                    file.flush()
+                    files.publish(Path(file.name), final)
+            else:
+                _verify(descriptor, digests.of_file(content), content.stat().st_size)
+                self._take_over(content, final)
+        return True
+
+    def _take_over(self, source: Path, final: Path) -> None:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source, final)  # the same file system: nothing is copied
+        except FileExistsError:
+            return
+        except OSError:
+            with files.temporary_file(self.layout.scratch) as file, source.open("rb") as given:
+                shutil.copyfileobj(given, file, _CHUNK)
+                file.flush()
+                files.publish(Path(file.name), final)
+        else:
+            with suppress(OSError):
+                final.chmod(0o644)
+
+
+def _describe(content: bytes) -> Descriptor:
+    media_type = load_object(content, "a manifest").get("mediaType", types.IMAGE_MANIFEST)
+    if not isinstance(media_type, str):
+        raise ImageError("a manifest's mediaType must be a string")
+    return Descriptor(media_type, digests.of(content), len(content))
+
+
+def _verify(descriptor: Descriptor, digest: str, size: int) -> None:
+    if (digest, size) != (descriptor.digest, descriptor.size):
+        raise DigestMismatch(
+            f"a blob announced as {descriptor.digest} ({descriptor.size} bytes) is {digest} ({size} bytes)"
+        )
+
+
+def _ref_name(entry: dict[str, Any]) -> str | None:
+    annotations = entry.get("annotations")
+    name = annotations.get(REF_NAME) if isinstance(annotations, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _replaces(new: dict[str, Any], old: dict[str, Any]) -> bool:
+    """A name points to one manifest; a manifest without a name is listed once."""
+    name = _ref_name(new)
+    if name is not None:
+        return _ref_name(old) == name
+    return _ref_name(old) is None and old.get("digest") == new.get("digest")

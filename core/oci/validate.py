@@ -1,0 +1,101 @@
+"""Whether an image is sound: digests, sizes, diff ids, media types and the tars themselves."""
+
+import asyncio
+import hashlib
+import posixpath
+import tarfile
+import zlib
+from pathlib import Path
+
+from prefect_environments.core import files
+from prefect_environments.core.errors import DigestMismatch, ImageError
+from prefect_environments.core.oci import descriptor as types
+from prefect_environments.core.oci import digest as digests
+from prefect_environments.core.oci.descriptor import Descriptor
+from prefect_environments.core.oci.image import CONFIG_LIMIT, LAYER_TYPES, ImageConfig, ImageManifest
+from prefect_environments.core.oci.repository import Repository
+
+ENGINE_LAYERS_MAX = 127
+_CHUNK = 1024 * 1024
+
+
+def check_image(manifest: ImageManifest, config: bytes) -> ImageConfig:
+    """Check manifest and config against each other, without the layers. Raises `ImageError`."""
+    described = manifest.config
+    if (described.digest, described.size) != (digests.of(config), len(config)):
+        raise DigestMismatch(f"the config is not the one that the manifest names ({described.digest})")
+    if described.media_type not in (types.IMAGE_CONFIG, types.DOCKER_CONFIG):
+        raise ImageError(f"the config has media type {described.media_type}, which is none of an image")
+    read = ImageConfig.from_bytes(config)
+    if len(read.diff_ids) != len(manifest.layers):
+        raise ImageError(f"the manifest has {len(manifest.layers)} layers, the config {len(read.diff_ids)} diff ids")
+    if len(manifest.layers) > ENGINE_LAYERS_MAX:
+        raise ImageError(f"{len(manifest.layers)} layers; engines mount at most {ENGINE_LAYERS_MAX}")
+    for layer in manifest.layers:
+        if layer.media_type not in (*LAYER_TYPES, types.DOCKER_LAYER_GZIP, types.DOCKER_LAYER_TAR):
+            raise ImageError(f"the layer {layer.digest} has media type {layer.media_type}, which is none of a layer")
+    history = read.data.get("history")
+    if isinstance(history, list):
+        filled = sum(1 for line in history if not (isinstance(line, dict) and line.get("empty_layer")))
+        if history and filled != len(manifest.layers):
+            raise ImageError(f"the history tells of {filled} layers, the manifest of {len(manifest.layers)}")
+    return read
+
+
+async def validate(repository: Repository, reference: str, scratch: Path) -> ImageManifest:
+    """Read a whole image back and check every byte of it. Raises `ImageError` naming the first thing wrong."""
+    stored = await repository.get_manifest(reference)
+    manifest = ImageManifest.from_bytes(stored.content)
+    if manifest.config.size > CONFIG_LIMIT:
+        raise ImageError(f"the config of {reference} has {manifest.config.size} bytes")
+    config = check_image(manifest, b"".join([c async for c in repository.read_blob(manifest.config)]))
+    for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True):
+        with files.storage("validating an image", scratch), files.temporary_file(scratch) as file:
+            async for chunk in repository.read_blob(layer):
+                await asyncio.to_thread(file.write, chunk)
+            file.flush()
+            await asyncio.to_thread(check_layer, Path(file.name), layer, diff_id)
+    return manifest
+
+
+def check_layer(path: Path, layer: Descriptor, diff_id: str) -> None:
+    """Check a layer's compressed file: one whole tar with that digest, every entry in its place."""
+    if layer.media_type == types.LAYER_ZSTD:
+        raise ImageError(f"the layer {layer.digest} is zstd, which this version does not read")
+    packed = layer.media_type not in (types.LAYER_TAR, types.DOCKER_LAYER_TAR)
+    try:
+        found = _tar_digest(path, packed)
+        if found != diff_id:
+            raise DigestMismatch(f"the layer {layer.digest} unpacks to {found}; the config says {diff_id}")
+        with tarfile.open(path, "r:gz" if packed else "r:") as archive:
+            _check_entries(archive, layer)
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        raise ImageError(f"the layer {layer.digest} is not a sound archive ({error})") from error
+
+
+def _tar_digest(path: Path, packed: bool) -> str:
+    hasher = hashlib.sha256()
+    inflate = zlib.decompressobj(31)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            if not packed:
+                hasher.update(chunk)
+                continue
+            while chunk:
+                hasher.update(inflate.decompress(chunk))
+                chunk = inflate.unused_data
+                if inflate.eof:
+                    inflate = zlib.decompressobj(31)  # the next gzip member
+    return f"sha256:{hasher.hexdigest()}"
+
+
+def _check_entries(archive: tarfile.TarFile, layer: Descriptor) -> None:
+    seen: set[str] = set()
+    for member in archive:
+        name = member.name
+        if name.startswith("/") or ".." in name.split("/"):
+            raise ImageError(f"the layer {layer.digest} has an entry outside the image: {name!r}")
+        normal = posixpath.normpath(name)
+        if normal in seen:
+            raise ImageError(f"the layer {layer.digest} has two entries {normal!r}")
+        seen.add(normal)
