@@ -31,7 +31,7 @@ class PrefectEnvironmentsError(Exception):
         super().__init__(redact(message))
 
 
-class DefinitionError(PrefectEnvironmentsError, ValueError):
+class DefinitionError(PrefectEnvironmentsError):
     """The definition is wrong; nothing was built and no network was used to find out."""
 
 

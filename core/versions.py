@@ -96,13 +96,9 @@ class VersionRecord:
         known = {key: value for key, value in data.items() if key in _FIELDS}
         return cls(**known, extra={key: value for key, value in data.items() if key not in _FIELDS})
 
-    def canonical(self) -> bytes:
-        """The record's bytes as `digest` hashes them."""
-        return canonical(self.to_json())
-
     def record_digest(self) -> str:
-        """The record's own digest. (`digest`, the field, is the image's.)"""
-        return digests.of(self.canonical())
+        """The digest of the record's canonical JSON. (`digest`, the field, is the image's.)"""
+        return digests.of(canonical(self.to_json()))
 
 
 _FIELDS: dict[str, type] = {

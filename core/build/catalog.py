@@ -14,19 +14,16 @@ from prefect_environments.core.lock.target import Target
 from prefect_environments.core.oci import descriptor as types
 from prefect_environments.core.oci import digest as digests
 from prefect_environments.core.oci.append import AddedLayer
+from prefect_environments.core.oci.artifact import EMPTY, EMPTY_DESCRIPTOR, TITLE, artifact_manifest
 from prefect_environments.core.oci.descriptor import LAYER_GZIP, Descriptor
 from prefect_environments.core.oci.image import ImageManifest
 from prefect_environments.core.oci.repository import Repository
 
 LAYER_KEY = "com.prefect-environments.layer.key"
 DIFF_ID = "com.prefect-environments.layer.diff-id"
-TITLE = "org.opencontainers.image.title"
 FACTS = "com.prefect-environments.base.facts"
 LAYER_ARTIFACT = "application/vnd.prefect-environments.layer.v1+json"
 BASE_ARTIFACT = "application/vnd.prefect-environments.base.v1+json"
-
-_EMPTY = b"{}"
-_EMPTY_CONFIG = Descriptor(types.EMPTY, digests.of(_EMPTY), len(_EMPTY))
 
 
 def annotated(key: str, blob: LayerBlob, title: str) -> AddedLayer:
@@ -67,7 +64,7 @@ class Catalog:
         """Remember a layer that was just pushed to the repository path `source` of the same store."""
         if not await self.repository.mount_blob(layer.descriptor, source):
             return  # a registry that cannot mount: sending it twice would cost more than the memory saves
-        await self._keep(key, ImageManifest(_EMPTY_CONFIG, (layer.descriptor,), artifact_type=LAYER_ARTIFACT))
+        await self._keep(key, artifact_manifest(layer.descriptor, LAYER_ARTIFACT))
 
     async def find_base(self, digest: str) -> Target | None:
         """What a base image offers, as it was found before."""
@@ -80,7 +77,7 @@ class Catalog:
 
     async def keep_base(self, digest: str, target: Target) -> None:
         notes: Mapping[str, str] = {FACTS: json.dumps(target.to_json(), sort_keys=True)}
-        manifest = ImageManifest(_EMPTY_CONFIG, (_EMPTY_CONFIG,), notes, artifact_type=BASE_ARTIFACT)
+        manifest = artifact_manifest(EMPTY_DESCRIPTOR, BASE_ARTIFACT, annotations=notes)
         await self._keep(_base_tag(digest), manifest)
 
     async def _find(self, tag: str) -> ImageManifest | None:
@@ -91,7 +88,7 @@ class Catalog:
         return ImageManifest.from_bytes(found.content)
 
     async def _keep(self, tag: str, manifest: ImageManifest) -> None:
-        await self.repository.write_blob(_EMPTY_CONFIG, _EMPTY)
+        await self.repository.write_blob(EMPTY_DESCRIPTOR, EMPTY)
         await self.repository.put_manifest(manifest.to_bytes(), types.IMAGE_MANIFEST, tag=tag)
 
 

@@ -1,7 +1,7 @@
 """Which packages share a layer, and in which order layers lie: pure functions of the lock.
 
 One layer a package while the budget lasts. Past it, big packages stay alone and small ones share bins by the hash
-of their names, so that an added package changes only its own bin.
+of their names, so that an added package changes its own bin and a few more small ones at most.
 """
 
 import hashlib
@@ -18,9 +18,10 @@ BUDGET = 100
 """Layers of an image, base included. Engines stop at 127; jobs add a few of their own."""
 
 BIN_MAX = 10 * 1000 * 1000
-"""Bytes of wheels in one shared layer, at most: what one added package may cost to send."""
+"""What one added package may make us send again beside itself, in bytes. A goal that `group` is tested to keep for
+hundreds of packages of the usual sizes; where even the smallest branches are larger, so are the bins."""
 
-_SMALLEST_ALONE = 64 * 1024
+_LIGHTEST = 4 * 1024
 _SIZE_UNKNOWN = 1024 * 1024  # counted for a wheel whose index does not tell its size
 
 
@@ -47,24 +48,18 @@ def plan_layers(lock: Lock, base_layers: int) -> list[PlannedLayer]:
 
 
 def group(packages: Sequence[LockedPackage], room: int) -> list[tuple[LockedPackage, ...]]:
-    """Packages in at most `room` groups; each alone where that fits, else small ones in bins.
+    """Packages in at most `room` groups: each alone where that fits, else the small ones share bins.
 
-    The limits (from which size a package is alone, how big a bin may be) go up in powers of two, so that a change
-    of one package hardly ever moves them, and with them the other bins.
+    The packages are the leaves of a tree whose shape depends on nothing but names and size classes; the branches with
+    the fewest bytes become bins, just as many as it takes. One package more is one leaf more: its own bin changes, and
+    the next smallest branches become bins in turn. No bin changes for any other reason.
     """
-    if len(packages) <= room:
-        return [(package,) for package in packages]
-    alone_from, bin_max = _SMALLEST_ALONE, BIN_MAX
-    while True:
-        alone = [(p,) for p in packages if size_of(p) >= alone_from]
-        small = [p for p in packages if size_of(p) < alone_from]
-        groups = alone + _bins(small, bin_max)
-        if len(groups) <= room:
-            return groups
-        if alone_from < bin_max:
-            alone_from *= 2
-        else:
-            alone_from, bin_max = alone_from * 2, bin_max * 2
+    branches: list[_Node] = []
+    root = _by_class(packages, branches)
+    branches.sort(key=lambda node: (node.weight, node.packages[0].name))
+    # a branch weighs more than the branches in it, so whatever is below a bin comes before it here
+    bins = {id(node) for node in branches[: max(0, len(packages) - room)]}
+    return _cut(root, bins) if root else []
 
 
 def size_of(package: LockedPackage) -> int:
@@ -72,16 +67,55 @@ def size_of(package: LockedPackage) -> int:
     return _SIZE_UNKNOWN if package.size is None else package.size
 
 
-def _bins(packages: Sequence[LockedPackage], limit: int, depth: int = 0) -> list[tuple[LockedPackage, ...]]:
-    """Split by the bits of the names' hashes until every bin fits: a bin that overflows leaves the others alone."""
-    if not packages:
-        return []
-    if len(packages) == 1 or sum(map(size_of, packages)) <= limit or depth > 255:
-        return [tuple(sorted(packages, key=lambda p: p.name))]
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """A package, or a branch of two nodes. `packages` are all below it, by name; `weight` the sum of theirs."""
+
+    packages: tuple[LockedPackage, ...]
+    weight: int
+    halves: tuple["_Node", ...] = ()
+
+
+def _by_class(packages: Sequence[LockedPackage], branches: list[_Node]) -> _Node | None:
+    """The tree of all packages: one tree a size class, joined from the smallest class up."""
+    root = None
+    for weight in sorted({_weight(package) for package in packages}):
+        tree = _by_name([package for package in packages if _weight(package) == weight], branches)
+        root = _branch(root, tree, branches) if root else tree
+    return root
+
+
+def _by_name(packages: Sequence[LockedPackage], branches: list[_Node], depth: int = 0) -> _Node:
+    """The tree of one size class, split by the bits of the names' hashes: who joins leaves the others' places alone."""
+    if len(packages) == 1 or depth > 255:  # as many bits as a hash has
+        return _Node(_sorted(packages), sum(map(_weight, packages)))
     halves: tuple[list[LockedPackage], list[LockedPackage]] = ([], [])
     for package in packages:
         halves[_bit(package.name, depth)].append(package)
-    return _bins(halves[0], limit, depth + 1) + _bins(halves[1], limit, depth + 1)
+    if not halves[0] or not halves[1]:
+        return _by_name(packages, branches, depth + 1)
+    return _branch(_by_name(halves[0], branches, depth + 1), _by_name(halves[1], branches, depth + 1), branches)
+
+
+def _branch(first: _Node, second: _Node, branches: list[_Node]) -> _Node:
+    node = _Node(_sorted(first.packages + second.packages), first.weight + second.weight, (first, second))
+    branches.append(node)
+    return node
+
+
+def _cut(node: _Node, bins: set[int]) -> list[tuple[LockedPackage, ...]]:
+    if not node.halves or id(node) in bins:
+        return [node.packages]
+    return [group for half in node.halves for group in _cut(half, bins)]
+
+
+def _weight(package: LockedPackage) -> int:
+    """The size up to the next power of two: a new version of about the same size keeps its class and its weight."""
+    return max(_LIGHTEST, 1 << (max(1, size_of(package)) - 1).bit_length())
+
+
+def _sorted(packages: Sequence[LockedPackage]) -> tuple[LockedPackage, ...]:
+    return tuple(sorted(packages, key=lambda package: (package.name, package.filename)))
 
 
 def _bit(name: str, index: int) -> int:

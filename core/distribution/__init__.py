@@ -1,0 +1,1 @@
+"""The client of OCI registries, in the words of the OCI distribution specification 1.1."""

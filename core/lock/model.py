@@ -33,6 +33,12 @@ class LockedPackage:
     size: int | None = None
     url: str | None = field(default=None, compare=False)
 
+    @classmethod
+    def of_file(cls, filename: str, sha256: str, size: int | None) -> "LockedPackage":
+        """A package by its wheel's file name; raises `ValueError` for one that is none."""
+        name, version, _, _ = parse_wheel_filename(filename)
+        return cls(str(name), str(version), filename, sha256, size)
+
     def identity(self) -> tuple[str, str, str]:
         return (self.filename, self.version, self.sha256)
 

@@ -1,0 +1,98 @@
+"""A workspace: one registry, one list of versions, and the rules for what is built in it."""
+
+import re
+from pathlib import Path
+from typing import ClassVar, Self
+
+from pydantic import Field, field_validator
+
+from prefect_environments.blocks.base import DOCUMENTATION_URL, LOGO_URL, EnvironmentsBlock
+from prefect_environments.blocks.credentials import PackageIndexCredentials
+from prefect_environments.blocks.registry import ContainerRegistry
+from prefect_environments.blocks.secrets import PrefectSecretStore
+from prefect_environments.blocks.versions import PrefectVersionStore
+from prefect_environments.core.errors import DefinitionError
+from prefect_environments.core.names import check_name, check_workspace_name, slug
+from prefect_environments.core.registry_settings import LAYOUT_PREFIX
+from prefect_environments.core.secrets import SecretStore
+from prefect_environments.core.versions import FolderVersionStore, VersionStore
+
+# A repository's path (distribution-spec, "Pulling manifests"): components of letters and digits with separators.
+_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+
+
+class Workspace(EnvironmentsBlock):
+    """Where environments are built and registered: a registry for images, a list of versions, and policies.
+
+    Example:
+        Load a stored workspace:
+        ```python
+        from prefect_environments.blocks import Workspace
+
+        workspace = Workspace.load("BLOCK_NAME")
+        ```
+    """
+
+    _block_type_name: ClassVar[str] = "Environments Workspace"
+    _documentation_url = DOCUMENTATION_URL
+    _logo_url = LOGO_URL
+
+    name: str = Field(
+        default=...,
+        description="The workspace's name: 1 to 60 letters, digits, '.', '_' and '-'. Versions belong to it.",
+    )
+    registry: ContainerRegistry = Field(default=..., description="The registry that keeps the images.")
+    repository_prefix: str = Field(
+        default="environments", description="Path in the registry under which each environment has its repository."
+    )
+    default_base_image: str | None = Field(
+        default=None, description="Base image of environments that name none, such as python:3.12-slim."
+    )
+    allow_source_builds: bool = Field(
+        default=False, description="Whether packages without a fitting wheel may be built from source."
+    )
+    index: PackageIndexCredentials | None = Field(
+        default=None, description="Private package index to resolve from; the public one if none is given."
+    )
+    local_folder: str | None = Field(
+        default=None,
+        description="Folder that keeps the versions instead of the Prefect API, for work without a server.",
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _known_name(cls, name: str) -> str:
+        return check_workspace_name(name)
+
+    @field_validator("repository_prefix")
+    @classmethod
+    def _legal_path(cls, prefix: str) -> str:
+        if not _REPOSITORY.fullmatch(prefix):
+            raise DefinitionError(
+                "repository_prefix is a path such as team/environments: lower-case letters, digits, . _ - /"
+            )
+        return prefix
+
+    @classmethod
+    def local(cls, folder: str | Path, *, name: str = "local") -> Self:
+        """A workspace in a folder: images in `images`, versions in `versions`; no registry and no server needed."""
+        path = Path(folder).expanduser().absolute()
+        registry = ContainerRegistry(address=f"{LAYOUT_PREFIX}{path / 'images'}")
+        return cls(name=name, registry=registry, local_folder=str(path))
+
+    @property
+    def versions(self) -> VersionStore:
+        """The workspace's registered versions: in its folder if it has one, else on the Prefect API."""
+        if self.local_folder is not None:
+            return FolderVersionStore(Path(self.local_folder) / "versions", self.name)
+        return PrefectVersionStore(self.name)
+
+    @property
+    def secrets(self) -> SecretStore:
+        """What resolves secret references in this workspace."""
+        return PrefectSecretStore()
+
+    def repository_path(self, name: str) -> str:
+        """The path of an environment's repository in the registry. Raises `NameNotAllowed`."""
+        return f"{self.repository_prefix}/{slug(check_name(name))}"

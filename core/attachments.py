@@ -1,0 +1,56 @@
+"""What belongs to an image beside its layers, attached as referrers (distribution-spec, "Listing Referrers")."""
+
+from dataclasses import dataclass
+
+from prefect_environments.core import canonical, sbom
+from prefect_environments.core.build.base import read_all
+from prefect_environments.core.definition import EnvironmentDefinition
+from prefect_environments.core.errors import ImageError
+from prefect_environments.core.lock.model import Lock
+from prefect_environments.core.oci import digest as digests
+from prefect_environments.core.oci.artifact import TITLE, put_artifact
+from prefect_environments.core.oci.descriptor import Descriptor
+from prefect_environments.core.oci.image import ImageManifest
+from prefect_environments.core.oci.repository import Repository
+
+DEFINITION = "application/vnd.prefect-environments.definition.v1+json"
+LOCK = "application/vnd.prefect-environments.lock.v1+toml"
+SBOM = sbom.MEDIA_TYPE
+LIMIT = 64 * 1024 * 1024
+
+_TITLES = {DEFINITION: "definition.json", LOCK: "pylock.toml", SBOM: "sbom.cdx.json"}
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """Digests of the attached manifests."""
+
+    definition: str
+    lock: str
+    sbom: str
+
+
+async def attach(repository: Repository, image: Descriptor, definition: EnvironmentDefinition, lock: Lock) -> Attached:
+    """Attach definition, lock and SBOM to an image; what is attached already is left as it is."""
+    lock_digest = await _attach(repository, image, LOCK, lock.to_pylock().encode())
+    sbom_digest = await _attach(repository, image, SBOM, sbom.write_sbom(lock))
+    content = canonical.dumps(definition.model_dump(mode="json"))
+    return Attached(await _attach(repository, image, DEFINITION, content), lock_digest, sbom_digest)
+
+
+async def _attach(repository: Repository, image: Descriptor, kind: str, content: bytes) -> str:
+    blob = Descriptor(kind, digests.of(content), len(content), {TITLE: _TITLES[kind]})
+    return (await put_artifact(repository, blob, content, subject=image)).digest
+
+
+async def read_lock(repository: Repository, digest: str) -> Lock:
+    """The lock in an attached manifest. Raises `NotFound` or `ImageError`."""
+    return Lock.from_pylock((await read_attachment(repository, digest, LOCK)).decode())
+
+
+async def read_attachment(repository: Repository, digest: str, kind: str) -> bytes:
+    """The content of an attached manifest of a kind, verified."""
+    manifest = ImageManifest.from_bytes((await repository.get_manifest(digest)).content)
+    if manifest.artifact_type != kind or len(manifest.layers) != 1:
+        raise ImageError(f"{digest} in {repository.name} is no {kind}")
+    return await read_all(repository, manifest.layers[0], LIMIT)

@@ -1,0 +1,167 @@
+"""`EnvironmentDefinition`: what is hashed, stored with a run, and shown as the form in the UI. Frozen and flat.
+
+It holds secret references only, never values: everything in it may be read by everyone who sees the run.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from prefect_environments.core.errors import DefinitionError, NotSupportedYet
+from prefect_environments.core.formats import requirements as requirements_format
+from prefect_environments.core.lock.target import Platform
+from prefect_environments.core.names import check_name
+from prefect_environments.core.secrets import SecretReference, looks_secret
+
+_OPTIONS = ("constraints", "index_url", "extra_index_urls", "find_links", "no_index", "pre", "only_binary")
+
+
+class EnvironmentDefinition(BaseModel):
+    """An ML environment as its user describes it. Raises `DefinitionError` for what is wrong with it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", title="Environment")
+
+    name: str = Field(
+        description="1 to 128 letters, digits, '.', '_' and '-', first a letter or digit. Versions count by name.",
+    )
+    base_image: str = Field(
+        default="",
+        description="Image to build on, such as python:3.12-slim; empty: the workspace's default base image.",
+    )
+    requirements: tuple[str, ...] = Field(
+        default=(),
+        description="pip requirements, one a line, as in requirements.txt: pandas>=2, scikit-learn==1.5.2 …",
+    )
+    description: str = Field(default="", description="What the environment is for; shown with its versions.")
+    environment_variables: dict[str, str] = Field(
+        default_factory=dict,
+        description="Set when a job runs, not baked into the image. A secret is given by reference: secret:NAME.",
+    )
+    tags: dict[str, str] = Field(default_factory=dict, description="Free labels, kept with the version.")
+    constraints: tuple[str, ...] = Field(
+        default=(), description="Limits on versions of packages; they install nothing."
+    )
+    index_url: str = Field(default="", description="Package index to use instead of the default one.")
+    extra_index_urls: tuple[str, ...] = Field(
+        default=(), description="More package indexes, asked before the main one."
+    )
+    find_links: tuple[str, ...] = Field(default=(), description="Folders or pages with links to wheels.")
+    no_index: bool = Field(default=False, description="Use find_links only, no package index.")
+    pre: bool = Field(default=False, description="Allow pre-releases of all packages.")
+    only_binary: tuple[str, ...] = Field(
+        default=(), description="Packages (or :all:) whose source distributions are not looked at."
+    )
+    allow_source_builds: bool = Field(
+        default=False,
+        description="Build pure-Python packages without a wheel on the worker. This runs the package's own code there.",
+    )
+    platform: str = Field(default="linux/amd64", description="linux/amd64 or linux/arm64.")
+    base_image_username: str = Field(default="", description="User name for the base image's registry, or secret:NAME.")
+    base_image_password: str = Field(
+        default="", description="Secret reference to the base image registry's password: secret:NAME."
+    )
+    conda_channels: tuple[str, ...] = Field(default=(), description="conda channels, in order. Not built yet.")
+    conda_dependencies: tuple[str, ...] = Field(default=(), description="conda match specs. Not built yet.")
+    dockerfile: str = Field(default="", description="Text of a Dockerfile. Not built yet.")
+    build_context: str = Field(default="", description="Folder of a Docker build context. Not built yet.")
+    user_managed: bool = Field(default=False, description="Install nothing, use the image's Python. Not built yet.")
+    interpreter_path: str = Field(default="", description="Python of a user-managed image. Not built yet.")
+    allow_literal_secrets: bool = Field(
+        default=False, description="Accept environment variables that look like secrets. They are stored in plain text."
+    )
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise DefinitionError(_explain(error)) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, data: Any) -> Any:
+        """Take an `Environment`, and read the requirement lines, options among them, into their fields."""
+        if hasattr(data, "definition"):
+            return data.definition().model_dump()
+        if not isinstance(data, Mapping) or not data.get("requirements"):
+            return data
+        found = requirements_format.parse(_lines(data["requirements"]), origin="requirements")
+        fields = dict(data)
+        fields["requirements"] = found.packages
+        for option in _OPTIONS:
+            fields[option] = _merged(fields.get(option), getattr(found, option))
+        return fields
+
+    @field_validator("constraints", mode="after")
+    @classmethod
+    def _read_constraints(cls, lines: tuple[str, ...]) -> tuple[str, ...]:
+        return requirements_format.parse(lines, origin="constraints").packages
+
+    @field_validator("index_url", "extra_index_urls", "find_links", mode="after")
+    @classmethod
+    def _no_passwords(cls, value: Any) -> Any:
+        urls = (value,) if isinstance(value, str) else value
+        if any(urls):
+            requirements_format.parse([f"--extra-index-url {url}" for url in urls if url], origin="index")
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_name(self.name)
+        Platform.parse(self.platform)
+        self._check_secrets()
+        return self
+
+    def _check_secrets(self) -> None:
+        password = self.base_image_password
+        if password and not SecretReference.is_reference(password):
+            raise DefinitionError(
+                "base_image_password must be a secret reference (secret:NAME or @Microsoft.KeyVault(…)), because a "
+                "definition is stored in plain text; put the value into a Prefect Secret block or a vault"
+            )
+        if bool(self.base_image_username) != bool(password):
+            raise DefinitionError("base_image_username and base_image_password are given together or not at all")
+        for name, value in self.environment_variables.items():
+            if SecretReference.is_reference(value):
+                SecretReference.parse(value)
+            elif looks_secret(name, value) and not self.allow_literal_secrets:
+                raise DefinitionError(
+                    f"the environment variable {name} looks like a secret, and would be stored in plain text: give a "
+                    "reference (secret:NAME), or set allow_literal_secrets if it is none"
+                )
+
+    def check_buildable(self) -> None:
+        """Raise `NotSupportedYet` for what a later release builds."""
+        later = {
+            "conda_channels": "conda environments",
+            "conda_dependencies": "conda environments",
+            "dockerfile": "Dockerfiles",
+            "build_context": "Docker build contexts",
+            "user_managed": "user-managed images",
+            "interpreter_path": "user-managed images",
+        }
+        for field, what in later.items():
+            if getattr(self, field):
+                raise NotSupportedYet(
+                    f"the definition of {self.name!r} sets {field}, but {what} are not built by this release; "
+                    "it builds pip requirements on a base image"
+                )
+
+
+def _lines(value: Any) -> list[str]:
+    return value.splitlines() if isinstance(value, str) else list(value)
+
+
+def _merged(given: Any, found: Any) -> Any:
+    """An option of its field and of the lines: text of the lines wins, lists are joined, switches are or-ed."""
+    if isinstance(found, tuple):
+        return tuple(dict.fromkeys((*(given or ()), *found)))
+    if isinstance(found, bool):
+        return bool(given) or found
+    return found or given or ""
+
+
+def _explain(error: ValidationError) -> str:
+    """pydantic's findings without the values, which may be secrets."""
+    found = [f"{'.'.join(map(str, item['loc'])) or 'definition'}: {item['msg']}" for item in error.errors()]
+    return f"the environment definition is not valid: {'; '.join(found)}"

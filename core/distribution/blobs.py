@@ -1,0 +1,230 @@
+"""Blobs of a repository (distribution-spec, "Pulling blobs", "Pushing blobs", "Mounting a blob")."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlencode
+
+import aiohttp
+from yarl import URL
+
+from prefect_environments.core.distribution.content import Content
+from prefect_environments.core.distribution.failures import Again, error_of
+from prefect_environments.core.distribution.messages import Request
+from prefect_environments.core.distribution.place import Place
+from prefect_environments.core.distribution.reference import check_path
+from prefect_environments.core.errors import DigestMismatch, NotFound, RegistryAuthError, RegistryError
+from prefect_environments.core.oci import digest as digests
+from prefect_environments.core.oci.descriptor import Descriptor
+
+_READ = 1024 * 1024
+_CLEANUP_SECONDS = 5.0
+_PUSH = ("pull", "push")
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_LOST_SESSION = frozenset({"BLOB_UPLOAD_UNKNOWN", "BLOB_UPLOAD_INVALID"})
+
+
+async def has(place: Place, digest: str, *, actions: tuple[str, ...] = ("pull",)) -> bool:
+    """Whether the repository has the blob; only the registry's own 404 is a no."""
+    digests.check(digest)
+    step = f"check of blob {digest}"
+    request = place.request("HEAD", f"blobs/{digest}", step, actions=actions, expect={200, 404, *_REDIRECTS})
+    status = (await place.transport.fetch(request)).status
+    if status not in _REDIRECTS:
+        return status == 200
+    # The blob is in a store beside the registry, whose signed addresses are for GET: its first byte tells.
+    request = place.request(
+        "GET", f"blobs/{digest}", step, actions=actions, expect={200, 206, 404, 416}, headers={"Range": "bytes=0-0"}
+    )
+    started, attempt = asyncio.get_running_loop().time(), 0
+    while True:
+        try:
+            async with place.transport.stream(request) as response:
+                return response.status != 404
+        except Again as failure:
+            attempt += 1
+            await place.transport.pause(failure, attempt, started)
+
+
+async def read(place: Place, descriptor: Descriptor) -> AsyncIterator[bytes]:
+    """The blob in chunks of at most 1 MiB, the last one withheld until digest and size are verified.
+
+    After a dropped connection it goes on where it was (`Range`), or reads again from the start and skips.
+    """
+    hasher, received, held = digests.hasher(descriptor.digest), 0, b""
+    loop = asyncio.get_running_loop()
+    async with place.shared.downloads:
+        started, attempt, mark = loop.time(), 0, 0
+        while True:
+            try:
+                async for chunk in _from(place, descriptor, received):
+                    hasher.update(chunk)
+                    received += len(chunk)
+                    if held:
+                        yield held
+                    held = chunk
+                break
+            except Again as failure:
+                if received - mark >= _READ:
+                    mark, attempt = received, 0  # a line that drops often but moves on is not given up
+                attempt += 1
+                await place.transport.pause(failure, attempt, started)
+    found = f"{descriptor.digest.partition(':')[0]}:{hasher.hexdigest()}"
+    if found != descriptor.digest:
+        raise DigestMismatch(f"{place.name}: blob {descriptor.digest} came with wrong bytes, their digest is {found}")
+    if held:
+        yield held
+
+
+async def _from(place: Place, descriptor: Descriptor, start: int) -> AsyncIterator[bytes]:
+    """One try at the blob's bytes from `start` to its end."""
+    size, step = descriptor.size, f"download of blob {descriptor.digest}"
+    if start == size and start:
+        return
+    headers = {"Range": f"bytes={start}-"} if start else {}
+    expect = {200, 206, 416} if start else {200}
+    request = place.request("GET", f"blobs/{descriptor.digest}", step, expect=expect, headers=headers)
+    async with place.transport.stream(request) as response:
+        position = _check_range(place, descriptor, start, response)
+        pieces = response.content.iter_chunked(_READ)
+        while True:
+            # Only the read is mapped: an error that the consumer throws in is not the network's.
+            with place.transport.mapped(request, response.url):
+                piece = await anext(pieces, None)
+            if piece is None:
+                break
+            place.count(received=len(piece))
+            skipped = max(0, start - position)
+            position += len(piece)
+            if position > size:
+                raise DigestMismatch(f"{place.name}: blob {descriptor.digest} has more than its {size} bytes")
+            if wanted := piece[skipped:]:
+                yield wanted
+        if position < size:
+            error = aiohttp.ClientPayloadError(f"it ended after {position} of {size} bytes")
+            with place.transport.mapped(request, response.url):
+                raise error
+
+
+def _check_range(place: Place, descriptor: Descriptor, start: int, response: aiohttp.ClientResponse) -> int:
+    """Where in the blob the response's body starts. Raises `DigestMismatch` if its length tells that it is wrong."""
+    size, length = descriptor.size, response.content_length
+    if response.status == 416:
+        raise DigestMismatch(f"{place.name}: blob {descriptor.digest} ends at {start} of its {size} bytes")
+    position = 0
+    if response.status == 206:
+        sent = response.headers.get("Content-Range", "")
+        if not sent.startswith(f"bytes {start}-"):
+            raise RegistryError(
+                f"{place.name}: asked for bytes {start}- of blob {descriptor.digest}, the registry sent {sent!r:.100}",
+                status=206,
+            )
+        position = start
+    if length is not None and position + length != size:
+        raise DigestMismatch(
+            f"{place.name}: blob {descriptor.digest} has {position + length} bytes, but its descriptor says {size}"
+        )
+    return position
+
+
+async def write(
+    place: Place, descriptor: Descriptor, content: Path | bytes, on_bytes: Callable[[int], None] | None
+) -> bool:
+    """Send the blob unless it is there. After a failure ask again, then start afresh with a new upload session."""
+
+    def count(sent: int) -> None:
+        place.count(sent=max(sent, 0))
+        if on_bytes is not None:
+            on_bytes(sent)
+
+    body = Content(content, descriptor.size, f"blob {digests.check(descriptor.digest)}", count)
+    body.check_size()
+    async with place.shared.uploads:
+        started, attempt = asyncio.get_running_loop().time(), 0
+        while True:
+            if await has(place, descriptor.digest, actions=_PUSH):
+                return attempt > 0  # found after a failure: our own bytes arrived, only the reply was lost
+            try:
+                await _send(place, descriptor, body)
+                return True
+            except Again as failure:
+                attempt += 1
+                await place.transport.pause(failure, attempt, started)
+
+
+async def _send(place: Place, descriptor: Descriptor, body: Content) -> None:
+    """One upload session: POST, then one PUT with the whole blob."""
+    digest, step = descriptor.digest, f"upload of blob {descriptor.digest}"
+    start = place.request("POST", "blobs/uploads/", step, actions=_PUSH, expect={202})
+    location = place.transport.resolve(start, start.url, (await place.transport.once(start)).headers.get("Location"))
+    request = place.request(
+        "PUT",
+        _with_query(location, {"digest": digest}),
+        step,
+        actions=_PUSH,
+        expect={201, 204, 400, 404, 416},
+        headers={"Content-Type": "application/octet-stream"},
+        body=body,
+    )
+    try:
+        answer = await place.transport.once(request)
+        if answer.status in (400, 404, 416):
+            _judge_refusal(place, descriptor, request, answer.status, answer.body)
+    except BaseException:
+        # Also for a cancelled task: an open session holds the registry's disk until its purge.
+        await cancel(place, location)
+        raise
+    said = answer.headers.get("Docker-Content-Digest")
+    if said is not None and said != digest:
+        raise DigestMismatch(f"{place.name}: {step} was stored by the registry as {said!r:.100}")
+
+
+def _judge_refusal(place: Place, descriptor: Descriptor, request: Request, status: int, body: bytes) -> None:
+    """A lost upload session may be replaced by another; wrong bytes stay wrong."""
+    code, message = error_of(body)
+    if code == "DIGEST_INVALID":
+        raise DigestMismatch(
+            f"{place.name}: the registry computed another digest for blob {descriptor.digest}; "
+            "the file was changed, or does not hold what its descriptor says"
+        )
+    text = f"{place.name}: {request.step} was refused with HTTP {status} {code or ''}: {message:.200}"
+    error = RegistryError(f"{text}. The upload session was lost; check the registry's log", status=status, code=code)
+    if status == 400 and code not in _LOST_SESSION:
+        raise error
+    raise Again(error)
+
+
+async def cancel(place: Place, location: URL) -> None:
+    """Tell the registry that an upload session is abandoned; best effort, at most 5 s."""
+    request = place.request("DELETE", location, "cancelling an upload", actions=_PUSH, expect={200, 202, 204, 404})
+    with suppress(Exception):
+        async with asyncio.timeout(_CLEANUP_SECONDS):
+            await place.transport.once(request)
+
+
+async def mount(place: Place, descriptor: Descriptor, source: str) -> bool:
+    """Take the blob over from repository `source` of the same registry; `False` if the registry won't."""
+    query = urlencode({"mount": digests.check(descriptor.digest), "from": check_path(source)})
+    request = place.request(
+        "POST",
+        f"blobs/uploads/?{query}",
+        f"mount of blob {descriptor.digest} from {source}",
+        actions=_PUSH,
+        expect={201, 202, 400, 404, 405, 415},
+        also_pull=source,
+    )
+    try:
+        answer = await place.transport.fetch(request)
+    except (RegistryAuthError, NotFound):
+        return False  # not allowed to read the source: sending tells whether writing is allowed
+    if answer.status == 202:
+        with suppress(RegistryError):
+            await cancel(place, place.transport.resolve(request, request.url, answer.headers.get("Location")))
+    return answer.status == 201
+
+
+def _with_query(location: URL, more: dict[str, str]) -> URL:
+    """`location` with its own query kept byte for byte: it may be signed."""
+    text = str(location)
+    return URL(f"{text}{'&' if '?' in text else '?'}{urlencode(more)}", encoded=True)

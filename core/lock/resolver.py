@@ -1,0 +1,43 @@
+"""What a resolver is asked and what it answers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from prefect_environments.core.lock.model import Lock, LockedBase
+from prefect_environments.core.lock.target import Target
+
+
+@dataclass(frozen=True)
+class ResolveRequest:
+    """Everything that decides a lock, besides what the indexes hold at that moment.
+
+    `packages` are normalised requirement lines, perhaps with ` --hash=sha256:…` after them; local paths are absolute.
+    """
+
+    packages: tuple[str, ...]
+    target: Target
+    base: LockedBase
+    constraints: tuple[str, ...] = ()
+    index_url: str | None = None
+    extra_index_urls: tuple[str, ...] = ()
+    find_links: tuple[str, ...] = ()
+    no_index: bool = False
+    pre: bool = False
+    preferences: Lock | None = None
+    """The previous version's lock: its versions and files are kept where they still satisfy the request."""
+    upgrade: bool = False
+    """Resolve afresh: `preferences` are not looked at."""
+    allow_source_builds: bool = False
+    """Build pure-Python sources into wheels on this machine, which runs their code."""
+    exclude_newer: str | None = None
+    """Only files uploaded before this date or RFC 3339 time."""
+    index_credentials: Mapping[str, tuple[str, str]] = field(default_factory=dict, repr=False, compare=False)
+    """User and password by host, `host:port` or URL prefix."""
+
+
+class Resolver(Protocol):
+    """Turns requirements into pinned wheels for a target."""
+
+    async def resolve(self, request: ResolveRequest) -> Lock:
+        """The lock; raises `ResolveError` if nothing satisfies the request, `NoFittingWheel` for missing wheels."""

@@ -1,0 +1,43 @@
+"""What core needs of a workspace. The `Workspace` block is one; tests may bring others."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from prefect_environments.core.registry_settings import RegistrySettings
+from prefect_environments.core.secrets import SecretStore
+from prefect_environments.core.versions import VersionStore
+
+
+class Workspace(Protocol):
+    """A registry, a list of versions, and the rules for what is built."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def registry_settings(self) -> RegistrySettings:
+        """The registry's address and credentials, references not resolved."""
+
+    @property
+    def repository_prefix(self) -> str:
+        """Path of the registry under which each environment has its repository."""
+
+    @property
+    def default_base_image(self) -> str | None: ...
+
+    @property
+    def allow_source_builds(self) -> bool: ...
+
+    @property
+    def versions(self) -> VersionStore: ...
+
+    @property
+    def secrets(self) -> SecretStore: ...
+
+    @property
+    def index_url(self) -> str | None:
+        """The package index that definitions use which name none."""
+
+    @property
+    def index_credentials(self) -> Mapping[str, tuple[str, str]]:
+        """User and password (values or secret references) by index URL."""

@@ -1,0 +1,64 @@
+"""One real Prefect server for all workers of a session, on a database that was migrated once."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.request
+from importlib.metadata import version
+from pathlib import Path
+
+from tests.support.session import CACHE, Session, locked, wait_for
+
+_QUIET = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_ENABLED": "false",
+    "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
+}
+
+
+def start_server(session: Session) -> dict[str, str]:
+    """Start an empty server; gives its API's `url`."""
+    home = session.folder / "prefect-server"
+    home.mkdir()
+    shutil.copy(_migrated_database(home), home / "prefect.db")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    log = session.log("prefect-server.log")
+    process = session.spawn(
+        *(sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"),
+        *("--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"),
+        log=log.name,
+        env={**_QUIET, **_at(home)},
+    )
+    url = f"http://127.0.0.1:{port}/api"
+    wait_for("the Prefect server", lambda: _healthy(url), process=process, log=log)
+    return {"url": url}
+
+
+def _at(home: Path, database: str = "prefect.db") -> dict[str, str]:
+    connection = f"sqlite+aiosqlite:///{home / database}"
+    return {"PREFECT_HOME": str(home), "PREFECT_SERVER_DATABASE_CONNECTION_URL": connection}
+
+
+def _migrated_database(home: Path) -> Path:
+    """An empty, migrated database of this Prefect version; migrating takes longer than starting."""
+    ready = CACHE / f"prefect-{version('prefect')}-python{sys.version_info.minor}.db"
+    with locked(ready.with_suffix(".lock")):
+        if not ready.exists():
+            upgrade = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"]
+            environment = {**os.environ, **_QUIET, **_at(home, "new.db")}
+            subprocess.run(upgrade, check=True, capture_output=True, env=environment)
+            shutil.copy(home / "new.db", ready.with_suffix(".new"))
+            ready.with_suffix(".new").rename(ready)
+    return ready
+
+
+def _healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=1) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
