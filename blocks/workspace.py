@@ -13,7 +13,7 @@ from prefect_environments.blocks.secrets import PrefectSecretStore
 from prefect_environments.blocks.versions import PrefectVersionStore
 from prefect_environments.core.errors import DefinitionError
 from prefect_environments.core.names import check_name, check_workspace_name, slug
-from prefect_environments.core.registry_settings import LAYOUT_PREFIX
+from prefect_environments.core.registry_settings import LAYOUT_PREFIX, RegistrySettings
 from prefect_environments.core.secrets import SecretStore
 from prefect_environments.core.versions import FolderVersionStore, VersionStore
 
@@ -92,6 +92,23 @@ class Workspace(EnvironmentsBlock):
     def secrets(self) -> SecretStore:
         """What resolves secret references in this workspace."""
         return PrefectSecretStore()
+
+    @property
+    def registry_settings(self) -> RegistrySettings:
+        """How core reaches the registry, references not resolved."""
+        return self.registry.settings()
+
+    @property
+    def index_url(self) -> str | None:
+        """The private package index, if there is one."""
+        return self.index.url if self.index else None
+
+    @property
+    def index_credentials(self) -> dict[str, tuple[str, str]]:
+        """The index's user and password by its URL: values, or references that core resolves at the last moment."""
+        if self.index is None or self.index.username is None or self.index.password is None:
+            return {}
+        return {self.index.url: (self.index.username, self.index.password.get_secret_value())}
 
     def repository_path(self, name: str) -> str:
         """The path of an environment's repository in the registry. Raises `NameNotAllowed`."""

@@ -3,9 +3,10 @@
 `definition()` snapshots it as the frozen `EnvironmentDefinition`, which is what is hashed, built and registered.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.errors import DefinitionError
@@ -84,6 +85,10 @@ class Environment:
 
     def __repr__(self) -> str:
         return f"Environment(name={self.name!r}, base_image={self.docker.base_image!r})"
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        """Pairs of the definition's fields, as pydantic's models give: `dict(environment)` is its stored form."""
+        return iter(self.definition().model_dump(mode="json").items())
 
     def definition(self) -> EnvironmentDefinition:
         """A frozen snapshot. Raises `DefinitionError` for what is wrong, such as a literal registry password."""

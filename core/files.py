@@ -37,9 +37,11 @@ def temporary_file(folder: Path) -> Iterator[BinaryIO]:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield file  # type: ignore[misc]
     finally:
-        file.close()
-        with suppress(FileNotFoundError):
-            Path(file.name).unlink()
+        try:
+            file.close()  # writes what is buffered, which fails once more where the disk is full
+        finally:
+            with suppress(FileNotFoundError):
+                Path(file.name).unlink()
 
 
 def sweep(folder: Path) -> None:

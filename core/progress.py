@@ -1,5 +1,9 @@
 """How far a build is, for whoever wants to show it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 
 class Progress:
     """Receives what happens; this one shows nothing. Methods are called from one thread."""
@@ -19,8 +23,50 @@ class Progress:
     def layer(self, title: str, size: int, reused: bool) -> None:
         """A layer is where it belongs."""
 
-    def say(self, text: str) -> None:
-        """A line for the reader."""
-
 
 SILENT = Progress()
+
+
+_shown: ContextVar[Progress] = ContextVar("prefect_environments_progress", default=SILENT)
+
+
+def current() -> Progress:
+    """What the caller wants to see progress on; nothing unless `shown` says so."""
+    return _shown.get()
+
+
+@contextmanager
+def shown(progress: Progress) -> Iterator[None]:
+    """Show the progress of everything that is built inside this block."""
+    token = _shown.set(progress)
+    try:
+        yield
+    finally:
+        _shown.reset(token)
+
+
+class Both(Progress):
+    """Hands everything on to two others."""
+
+    def __init__(self, first: Progress, second: Progress) -> None:
+        self._both = (first, second)
+
+    def step(self, name: str) -> None:
+        for one in self._both:
+            one.step(name)
+
+    def planned(self, layers: int, download: int) -> None:
+        for one in self._both:
+            one.planned(layers, download)
+
+    def downloaded(self, size: int) -> None:
+        for one in self._both:
+            one.downloaded(size)
+
+    def sent(self, size: int) -> None:
+        for one in self._both:
+            one.sent(size)
+
+    def layer(self, title: str, size: int, reused: bool) -> None:
+        for one in self._both:
+            one.layer(title, size, reused)

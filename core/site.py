@@ -17,6 +17,7 @@ from prefect_environments.core.lock.target import Platform
 from prefect_environments.core.names import slug
 from prefect_environments.core.oci.repository import Repository, Store
 from prefect_environments.core.progress import SILENT, Progress
+from prefect_environments.core.redact import remember
 from prefect_environments.core.registry_settings import RegistrySettings
 from prefect_environments.core.secrets import resolve as resolve_secret
 from prefect_environments.core.stores import ImageLocation, open_store
@@ -66,6 +67,7 @@ async def open_site(
         credentials = {}
         for url, (user, password) in workspace.index_credentials.items():
             pair = await resolve_secret(user, workspace.secrets), await resolve_secret(password, workspace.secrets)
+            remember(str(pair[1]))
             credentials[url] = (str(pair[0]), str(pair[1]))
         yield Site(workspace, store, cache or default_cache(), progress, credentials)
     finally:

@@ -17,7 +17,7 @@ from prefect_environments.core.build.fetch import WheelCache
 from prefect_environments.core.build.inspect import inspect_base
 from prefect_environments.core.build.layer import Overlap
 from prefect_environments.core.definition import EnvironmentDefinition
-from prefect_environments.core.errors import ImageError, NotFound
+from prefect_environments.core.errors import ImageError, NotFound, VersionNotFound
 from prefect_environments.core.lock.model import Lock, LockedBase
 from prefect_environments.core.lock.resolver import Resolver, ResolveRequest
 from prefect_environments.core.lock.target import Platform, Target
@@ -30,6 +30,7 @@ from prefect_environments.core.ready import ReadyImage
 from prefect_environments.core.site import Site, open_base, pinned_base
 from prefect_environments.core.stores import reference_of
 from prefect_environments.core.versions import VersionRecord
+from prefect_environments.core.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +145,18 @@ async def register(
         size=built.size,
     )
     return await site.workspace.versions.register(draft)
+
+
+async def find_version(workspace: Workspace, name: str, version: int | None = None) -> VersionRecord:
+    """A registered version, the newest without a number. Raises `VersionNotFound` that names what there is."""
+    if version is not None:
+        return await workspace.versions.get(name, version)
+    newest = await workspace.versions.newest(name)
+    if newest is None:
+        known = sorted(record.name for record in await workspace.versions.names())
+        there = f"it has {', '.join(known[:20])}" if known else "it has none yet"
+        raise VersionNotFound(f"the workspace {workspace.name!r} has no environment {name!r}; {there}")
+    return newest
 
 
 def ready_image(record: VersionRecord, built: BuiltImage, seconds: Mapping[str, float]) -> ReadyImage:

@@ -21,8 +21,15 @@ UNPACKED_FREE = 64 * 1024 * 1024
 UNPACKED_RATIO = 200
 """A wheel may unpack to `UNPACKED_FREE` bytes plus this many times its own size; more is taken for a bomb."""
 
-_LOCAL = struct.Struct("<4s22xHH")
-_BAD_NAME = re.compile(r"[\0-\x1f\x7f\\]|^/|^[A-Za-z]:|(^|/)(\.{1,2})?(/|$)")
+NAME_MAX = 255
+"""Bytes of one part of a path that Linux file systems take."""
+
+_LOCAL = struct.Struct("<4s2xHHxxxxLLLHH")
+_END = struct.Struct("<4s6xHLLH")
+_BAD_NAME = re.compile(r"[\0-\x1f\x7f-\x9f\\]|^/|^[A-Za-z]:|(^|/)(\.{1,2})?(/|$)")
+_UNICODE_PATH = 0x7075
+_ZIP64 = 0xFFFFFFFF
+_FLAG_ENCRYPTED, _FLAG_DESCRIPTOR, _FLAG_UTF8 = 0x1, 0x8, 0x800
 
 
 class Archive:
@@ -105,14 +112,23 @@ class Archive:
             yield chunk
 
     def _data_offset(self, member: zipfile.ZipInfo) -> int:
+        """Where the member's bytes start. Its local header must say what the central directory says: readers that
+        look at the one or the other must see the same wheel."""
         self._file.seek(member.header_offset)
-        block = self._file.read(30)
-        if len(block) < 30:
+        block = self._file.read(_LOCAL.size)
+        if len(block) < _LOCAL.size:
             raise self.refused(f"{member.filename} is cut short")
-        magic, name, extra = _LOCAL.unpack(block)
-        offset: int = member.header_offset + 30 + name + extra
+        magic, flags, method, crc, packed, size, name_length, extra_length = _LOCAL.unpack(block)
         if magic != b"PK\3\4":
             raise self.refused(f"{member.filename} has no local header")
+        same = method == member.compress_type and not flags & _FLAG_ENCRYPTED
+        same = same and self._file.read(name_length) == _raw_name(member)
+        if not flags & _FLAG_DESCRIPTOR:  # else these three follow the member's bytes
+            same = same and crc == member.CRC
+            same = same and packed in (member.compress_size, _ZIP64) and size in (member.file_size, _ZIP64)
+        if not same:
+            raise self.refused(f"the local header of {member.filename!r} differs from the archive's directory")
+        offset: int = member.header_offset + _LOCAL.size + name_length + extra_length
         return offset
 
     def _checked(self, archive_size: int) -> dict[str, zipfile.ZipInfo]:
@@ -120,6 +136,7 @@ class Archive:
         infos = self._zip.infolist()
         if len(infos) > MEMBERS_MAX:
             raise self.refused(f"it has {len(infos)} members, more than {MEMBERS_MAX}")
+        self._check_end(archive_size, len(infos))
         for member in infos:
             self._check_member(member)
             name = member.filename
@@ -133,16 +150,32 @@ class Archive:
             raise self.refused(f"its {archive_size} bytes would unpack to {unpacked}, which looks like a bomb")
         return found
 
+    def _check_end(self, archive_size: int, members: int) -> None:
+        """The archive ends with its directory and starts with its first member: no second archive before or after."""
+        self._file.seek(max(0, archive_size - _END.size - len(self._zip.comment)))
+        block = self._file.read(_END.size)
+        if len(block) < _END.size or not block.startswith(b"PK\5\6"):
+            raise self.refused("bytes follow the end of the archive")
+        _, total, _, start, comment = _END.unpack(block)
+        if comment != len(self._zip.comment) or total not in (members, 0xFFFF):
+            raise self.refused("the end of the archive does not fit its directory")
+        if start not in (self._zip.start_dir, _ZIP64):
+            raise self.refused("bytes stand before the start of the archive")
+
     def _check_member(self, member: zipfile.ZipInfo) -> None:
         name = member.filename
         if member.orig_filename != name or _BAD_NAME.search(name.removesuffix("/")):
             raise self.refused(f"the member {member.orig_filename!r:.200} has an unsafe name")
+        if any(len(part.encode()) > NAME_MAX for part in name.split("/")):
+            raise self.refused(f"the member {name!r:.80}… has a name that is longer than {NAME_MAX} bytes")
+        if _UNICODE_PATH in _extra_fields(member.extra):
+            raise self.refused(f"the member {name!r} has a second name, which only some readers see")
         if any(part.startswith(".wh.") for part in name.split("/")):
             raise self.refused(f"the member {name!r} would be read as a whiteout, which deletes files of the image")
         kind = stat.S_IFMT(member.external_attr >> 16)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR) or (kind == stat.S_IFDIR) > name.endswith("/"):
             raise self.refused(f"the member {name!r} is a link or a special file")
-        if member.flag_bits & 0x1:
+        if member.flag_bits & _FLAG_ENCRYPTED:
             raise self.refused(f"the member {name!r} is encrypted")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise self.refused(f"the member {name!r} uses compression method {member.compress_type}, not 0 or 8")
@@ -156,3 +189,19 @@ class Archive:
             if member.header_offset < end:
                 raise self.refused(f"the member {member.filename!r} overlaps another one")
             end = self._data_offset(member) + member.compress_size
+        if end > self._zip.start_dir:
+            raise self.refused("a member reaches into the archive's directory")
+
+
+def _raw_name(member: zipfile.ZipInfo) -> bytes:
+    return member.orig_filename.encode("utf-8" if member.flag_bits & _FLAG_UTF8 else "cp437")
+
+
+def _extra_fields(extra: bytes) -> set[int]:
+    """The kinds of a member's extra fields (APPNOTE, 4.5)."""
+    found = set()
+    while len(extra) >= 4:
+        kind, length = struct.unpack_from("<HH", extra)
+        found.add(kind)
+        extra = extra[4 + length :]
+    return found

@@ -36,7 +36,7 @@ async def load_base(repository: Repository, reference: str, name: str, platform:
         manifest = await repository.get_manifest(reference)
     except NotFound as error:
         raise NotFound(f"the base image {name} does not exist: {error}", status=error.status) from error
-    for _ in range(INDEX_DEPTH):
+    for _ in range(INDEX_DEPTH + 1):
         if manifest.descriptor.media_type not in types.INDEXES:
             break
         chosen = select_platform(manifest.content, platform, name)

@@ -44,6 +44,7 @@ class WheelCache:
         self._credentials = credentials or {}
         self._on_bytes = on_bytes
         self._limit = asyncio.Semaphore(_AT_ONCE)
+        self._running: dict[str, asyncio.Lock] = {}
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "WheelCache":
@@ -63,8 +64,8 @@ class WheelCache:
         """The wheel as a local file; raises `PackageError` where it cannot be had or has other bytes."""
         path = self._path(package)
         if not path.is_file():
-            async with self._limit:
-                if not path.is_file():
+            async with self._running.setdefault(package.sha256, asyncio.Lock()), self._limit:
+                if not path.is_file():  # nobody else has fetched it meanwhile
                     await self._fetch(package, path)
         return path
 
@@ -125,6 +126,8 @@ class WheelCache:
 
     def _auth(self, url: str) -> aiohttp.BasicAuth | None:
         address = urlsplit(url)
+        if address.username is not None:
+            return None  # the address carries its own
         for place, (user, password) in self._credentials.items():
             if place in (address.hostname, address.netloc) or _is_below(url, place):
                 return aiohttp.BasicAuth(user, password)
@@ -159,6 +162,7 @@ def _explain(package: LockedPackage, host: str | None, error: Exception, status:
     }
     text = ""
     with suppress(Exception):
-        text = "" if status else f" ({error})"
+        # an address that cannot be used is quoted whole by aiohttp, with what it carries
+        text = "" if status or isinstance(error, aiohttp.InvalidURL) else f" ({error})"
     what = advice.get(status or 0, "check the connection to the index, then run again: what was fetched is kept")
     return f"{package.filename} could not be downloaded from {host}: {answer}{text}; {what}"

@@ -1,12 +1,14 @@
 """What a base image offers: its interpreter and its libc, found in its config and layers. Nothing of it is run."""
 
 import asyncio
+import lzma
 import posixpath
 import re
 import tarfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from gzip import BadGzipFile
 from pathlib import Path
 
 from prefect_environments.core import files
@@ -24,9 +26,10 @@ _PYTHON = re.compile(r"python(3(\.\d+)?)?")
 _LIBPYTHON = re.compile(r"libpython3\.\d+\.so\.1\.0")
 _GLIBC = re.compile(r"libc(\.so\.6|-2\.\d+\.so)")
 _MUSL = re.compile(r"ld-musl-\w+\.so\.1")
+_LIBC_FOLDER = re.compile(r"(usr/)?lib(64)?(/(x86_64|aarch64)-linux-(gnu|musl))?")
 _GLIBC_VERSION = re.compile(rb"GNU C Library [^\n]{0,80}release version (\d+\.\d+)")
-_MUSL_VERSION = re.compile(rb"\0(1\.\d+)\.\d+\0")
-_PYTHON_VERSION = re.compile(rb"\0(3\.\d+\.\d+)[+a-z0-9]*\0")
+_MUSL_VERSION = re.compile(rb"\0(1\.\d+)\.\d+(?=\0)")
+_PYTHON_VERSION = re.compile(rb"\0(3\.[12]?\d\.\d+)[+a-z0-9]*(?=\0)")  # not SQLite's, which is 3.30 and more
 
 
 @dataclass(slots=True)
@@ -37,6 +40,8 @@ class Facts:
     versions: dict[str, str] = field(default_factory=dict)
     """Version strings found in files, by path: interpreters, their shared library."""
     libc: dict[str, tuple[str, str]] = field(default_factory=dict)
+    loaders: dict[str, str] = field(default_factory=dict)
+    """Which libc an interpreter is linked with, by the interpreter's path."""
     hidden: set[str] = field(default_factory=set)
     opaque: set[str] = field(default_factory=set)
 
@@ -44,11 +49,10 @@ class Facts:
         """Whether an upper layer has replaced or deleted the path or a folder above it."""
         if path in self.links or path in self.versions or path in self.libc or path in self.hidden:
             return True
-        folder = posixpath.dirname(path)
-        while folder:
-            if folder in self.hidden or folder in self.opaque:
+        while path:
+            path = posixpath.dirname(path)
+            if path in self.hidden or path in self.opaque:  # the root is "", and can be opaque
                 return True
-            folder = posixpath.dirname(folder)
         return False
 
 
@@ -61,19 +65,30 @@ async def inspect_base(base: BaseImage, platform: Platform, scratch: Path) -> Ta
     facts = Facts()
     for layer in reversed(base.manifest.layers):
         await _look_through(base, oci_layer(layer), facts, scratch)
-        if declared and facts.libc:
+        if declared and _find_libc(facts, declared[1].lstrip("/")):
             break
+    if declared and _follow(declared[1].lstrip("/"), facts.links) not in facts.versions:
+        declared = None  # others set the variable too, and have their Python elsewhere
     python, interpreter = declared or _find_python(facts, base)
-    if not facts.libc:
+    found = _find_libc(facts, interpreter.lstrip("/")) or next(iter(facts.libc.values()), None)
+    if found is None:
         raise BaseImageError(
             f"the base image {base.locked.name} has neither glibc nor musl; packages' wheels need one of them"
         )
-    libc, version = next(iter(facts.libc.values()))
-    return Target(python, interpreter, libc, version, platform)
+    return Target(python, interpreter, *found, platform)
+
+
+def _find_libc(facts: Facts, interpreter: str) -> tuple[str, str] | None:
+    """The libc that the interpreter is linked with, the one of the uppermost layer, rather from the system's folders
+    than a compiler's own; None while the interpreter or its libc was not seen."""
+    wanted = facts.loaders.get(_follow(interpreter, facts.links))
+    found = [path for path, (kind, _) in facts.libc.items() if kind == wanted]
+    found.sort(key=lambda path: _LIBC_FOLDER.fullmatch(posixpath.dirname(path)) is None)
+    return facts.libc[found[0]] if found else None
 
 
 def _declared_python(environment: Mapping[str, str]) -> tuple[str, str] | None:
-    """The official `python` images say their version, and have it at one place."""
+    """What the official `python` images say of themselves, and where they have it."""
     version = environment.get("PYTHON_VERSION", "")
     match = re.fullmatch(r"(3\.\d+)\.\d+", version)
     if match is None or "/usr/local/bin" not in environment.get("PATH", "").split(":"):
@@ -93,7 +108,7 @@ async def _look_through(base: BaseImage, layer: Descriptor, facts: Facts, scratc
         file.flush()
         try:
             await asyncio.to_thread(_scan, Path(file.name), facts)
-        except (tarfile.TarError, zlib.error, EOFError, UnicodeError, ValueError) as error:
+        except (tarfile.TarError, zlib.error, lzma.LZMAError, BadGzipFile, EOFError, ValueError) as error:
             raise ImageError(f"layer {layer.digest} of {base.locked.name} is not a tar archive ({error})") from error
 
 
@@ -119,17 +134,21 @@ def _scan(path: Path, facts: Facts) -> None:
 
 def _note(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str, facts: Facts) -> None:
     base = posixpath.basename(name)
-    if member.issym() or member.islnk():
-        if _PYTHON.fullmatch(base) or "/" not in name:
-            absolute = "/" + member.linkname if member.islnk() else member.linkname
-            facts.links[name] = posixpath.normpath(posixpath.join("/", posixpath.dirname(name), absolute)).lstrip("/")
+    if member.issym():
+        target = posixpath.join("/", posixpath.dirname(name), member.linkname)
+        facts.links[name] = posixpath.normpath(target).lstrip("/")
+    elif member.islnk():
+        if _PYTHON.fullmatch(base):
+            facts.links[name] = posixpath.normpath(posixpath.join("/", member.linkname)).lstrip("/")
     elif member.isreg() and member.size <= _READ_MAX:
         if _PYTHON.fullmatch(base) or _LIBPYTHON.fullmatch(base):
-            facts.versions[name] = _search(archive, member, _PYTHON_VERSION, _minor_of(base))
+            content = _read(archive, member)
+            facts.versions[name] = _search(content, _PYTHON_VERSION, _minor_of(base))
+            facts.loaders[name] = "musl" if b"/ld-musl-" in content else "glibc"
         elif _GLIBC.fullmatch(base):
-            if version := _search(archive, member, _GLIBC_VERSION):
+            if version := _search(_read(archive, member), _GLIBC_VERSION):
                 facts.libc[name] = ("glibc", version)
-        elif _MUSL.fullmatch(base) and (version := _search(archive, member, _MUSL_VERSION)):
+        elif _MUSL.fullmatch(base) and (version := _search(_read(archive, member), _MUSL_VERSION)):
             facts.libc[name] = ("musl", version)
 
 
@@ -138,14 +157,12 @@ def _minor_of(base: str) -> Callable[[str], bool]:
     return lambda version: match is None or version.startswith(f"{match[0]}.")
 
 
-def _search(
-    archive: tarfile.TarFile,
-    member: tarfile.TarInfo,
-    pattern: re.Pattern[bytes],
-    accept: Callable[[str], bool] = lambda _: True,
-) -> str:
+def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = archive.extractfile(member)
-    content = file.read() if file is not None else b""
+    return file.read() if file is not None else b""
+
+
+def _search(content: bytes, pattern: re.Pattern[bytes], accept: Callable[[str], bool] = lambda _: True) -> str:
     return next((v for m in pattern.finditer(content) if accept(v := m[1].decode())), "")
 
 
@@ -174,14 +191,14 @@ def _on_path(path: str, folders: list[str]) -> bool:
 
 
 def _follow(path: str, links: Mapping[str, str]) -> str:
+    """The path behind all links, those of folders on the way included; as far as it gets in `_LINKS_MAX` steps."""
     for _ in range(_LINKS_MAX):
-        top, _, rest = path.partition("/")
-        if path in links:
-            path = links[path]
-        elif top in links and rest:  # merged /usr: /bin is a link to /usr/bin
-            path = f"{links[top]}/{rest}"
-        else:
+        parts = path.split("/")
+        ahead = ("/".join(parts[:count]) for count in range(1, len(parts) + 1))
+        link = next((step for step in ahead if step in links), None)
+        if link is None:
             break
+        path = posixpath.join(links[link], path[len(link) :].lstrip("/")).rstrip("/")
     return path
 
 

@@ -117,7 +117,11 @@ def write_entries(entries: Iterable[tuple[tar.Entry, bytes]], out: BinaryIO) -> 
 
 
 def write_wheels(wheels: Sequence[tuple[str, Wheel]], out: BinaryIO) -> tuple[LayerBlob, list[Overlap]]:
-    """A layer of one or more named wheels; where two bring one path, the later one wins and it is reported."""
+    """A layer of one or more named wheels; where two bring one path, the later one wins and it is reported.
+
+    A folder of one wheel wins over a file of another, whatever their order. The order of the members in the wheels'
+    archives does not count.
+    """
     owners: dict[str, tuple[str, Wheel]] = {}
     overlaps = []
     for name, wheel in wheels:
@@ -126,6 +130,7 @@ def write_wheels(wheels: Sequence[tuple[str, Wheel]], out: BinaryIO) -> tuple[La
                 overlaps.append(Overlap(path, owners[path][0], name))
             owners[path] = (name, wheel)
     folders = tar.parents(owners)
+    overlaps += [_below(path, owners) for path in sorted(folders & owners.keys())]
     writer = LayerWriter(out)
     for path in sorted(folders | owners.keys()):
         if path in folders:  # also where another wheel has a file of that name
@@ -134,6 +139,12 @@ def write_wheels(wheels: Sequence[tuple[str, Wheel]], out: BinaryIO) -> tuple[La
             wheel = owners[path][1]
             _add_content(writer, wheel, wheel.contents[path])
     return writer.finish(), overlaps
+
+
+def _below(path: str, owners: dict[str, tuple[str, Wheel]]) -> Overlap:
+    """The overlap of a file with the folder of that name; the winner is who has the first file in it."""
+    first = min(other for other in owners if other.startswith(f"{path}/"))
+    return Overlap(path, owners[path][0], owners[first][0])
 
 
 def _add_content(writer: LayerWriter, wheel: Wheel, content: Content) -> None:

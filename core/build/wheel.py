@@ -25,8 +25,8 @@ from prefect_environments.core.build.tar import Entry, parents
 from prefect_environments.core.errors import PackageError
 from prefect_environments.core.lock.target import Target
 
-_SCRIPT_NAME = re.compile(r"[A-Za-z0-9_.+][A-Za-z0-9_.+ -]*")
-_PYTHON_SHEBANG = re.compile(rb"#!pythonw?(?=[ \t\r\n]|$)")
+_SCRIPT_NAME = re.compile(r"(?!\.{1,2}$|\.wh\.)[A-Za-z0-9_.+][A-Za-z0-9_.+ -]*")
+_PYTHON_SHEBANG = re.compile(rb"#!python(w|[23](\.\d+)?)?(?=[ \t\r\n]|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +75,12 @@ class _Installation:
             "data": prefix,
             "headers": f"{prefix}/include/site/python{target.python_minor}/{project}",
         }
-        self.reserved = {
-            f"{prefix}/{name}"
-            for name in ("pyvenv.cfg", "lib64", "bin/python", "bin/python3", f"bin/python{target.python_minor}")
+        python = f"python{target.python_minor}"
+        self.files = {
+            f"{prefix}/{name}" for name in ("pyvenv.cfg", "lib64", "bin/python", "bin/python3", f"bin/{python}")
         }
+        """Paths of the environment itself that must stay what they are, its links and settings."""
+        self.folders = parents([*self.files, f"{self.site_packages}/x", f"{prefix}/include/site/{python}/x"])
         self.found: dict[str, Content] = {}
         self.record: list[tuple[str, str, str]] = []
 
@@ -86,7 +88,8 @@ class _Installation:
         self._check_wheel_file()
         hashes = self._recorded_hashes()
         for name, member in self.archive.members.items():
-            if name != f"{self.dist_info}/RECORD":
+            # a wheel that was packed from an installed package may carry that installer's name
+            if name not in (f"{self.dist_info}/RECORD", f"{self.dist_info}/INSTALLER"):
                 self._place(name, member, hashes.get(name, ""))
         for script in self._scripts():
             self._add_bytes(*script, mode=0o755)
@@ -139,10 +142,9 @@ class _Installation:
             raise self.archive.refused(f"{name!r} is in no known folder of a wheel's .data")
         path = f"{self.schemes[scheme]}/{rest}"
         if scheme == "scripts":
-            content = self.archive.read(name, 1 << 20) if member.file_size <= 1 << 20 else b""
-            shebang = _PYTHON_SHEBANG.match(content)
+            shebang = _PYTHON_SHEBANG.match(next(self.archive.stream(member), (b"", b""))[1])
             if shebang:
-                content = b"#!" + recipe.executable().encode() + content[shebang.end() :]
+                content = b"#!" + recipe.executable().encode() + self.archive.read(name)[shebang.end() :]
                 self._add_bytes(path, content, mode=0o755)
                 return
             executable = True
@@ -180,7 +182,7 @@ class _Installation:
         path = content.entry.path
         if path in self.found and not path.startswith(f"{self.schemes['scripts']}/"):
             raise self.archive.refused(f"two of its members would be installed at /{path}")
-        if path in self.reserved or path.startswith(f"{recipe.PREFIX.strip('/')}/lib64/"):
+        if path in self.files or path in self.folders:
             raise self.archive.refused(f"it would replace /{path}, a part of the environment itself")
         self.found[path] = content
 
@@ -204,6 +206,8 @@ class _Installation:
         folders = parents(self.found)
         if clash := sorted(folders & self.found.keys()):
             raise self.archive.refused(f"/{clash[0]} would be a file and a folder")
+        if clash := sorted(folders & self.files):
+            raise self.archive.refused(f"it would replace /{clash[0]}, a part of the environment itself")
 
 
 def _record_hash(hasher: "hashlib._Hash") -> str:

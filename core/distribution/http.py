@@ -156,7 +156,7 @@ class Transport:
         response = await self._send(request, request.url, header)
         if response.status != 401:
             # A registry that lets somebody write has asked for all that it will ask.
-            self._probed = self._probed or request.method not in ("GET", "HEAD")
+            self._probed = self._probed or (request.method not in ("GET", "HEAD") and response.status < 300)
             return response
         try:
             wanted = self.auth.learn(response.headers.getall("WWW-Authenticate", []))

@@ -195,7 +195,7 @@ def _not_fitting(source: SourcePackage, filename: str, target: Target) -> NoFitt
 async def _uv_build(source: SourcePackage, tree: Path, into: Path, settings: BuildSettings) -> Path:
     env = dict(settings.env) | {"SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH}
     arguments = [settings.uv, "build", "--wheel", "--no-config", "--no-sources", "--color", "never"]
-    arguments += ["--python", await _python(settings), "--out-dir", str(into), "--no-create-gitignore"]
+    arguments += ["--python", await _python(settings), "--out-dir", str(into)]
     arguments += [*settings.options, str(tree)]
     done = await process.run(arguments, env=env, cwd=tree if tree.is_dir() else tree.parent, seconds=settings.timeout)
     built = sorted(into.glob("*.whl"))

@@ -239,7 +239,7 @@ def _explained(request: ResolveRequest, stderr: str) -> ResolveError:
         )
     if failed:
         return ResolveError(f"building {failed[1]} from source, to learn what it needs, failed; uv says:\n{stderr}")
-    if _NO_WHEEL.search(stderr):
+    if _NO_WHEEL.search(" ".join(stderr.split())):  # some releases of uv wrap lines
         return NoFittingWheel(
             f"no wheel fits the image ({target}) for a package that uv names below. Choose a base image with another "
             f"Python or a newer libc, another version of the package, or a Dockerfile\n{stderr}"

@@ -9,7 +9,7 @@ from prefect_environments.core.errors import ImageError
 from prefect_environments.core.oci import descriptor as types
 from prefect_environments.core.oci import digest as digests
 from prefect_environments.core.oci.descriptor import Descriptor
-from prefect_environments.core.oci.image import ImageConfig, ImageManifest, oci_layer
+from prefect_environments.core.oci.image import ImageConfig, ImageManifest, oci_layer, told_layers
 
 EPOCH = "1970-01-01T00:00:01Z"
 _PER_BUILD = ("container", "container_config", "id", "parent", "docker_version")
@@ -61,8 +61,9 @@ def append(
     data["created"] = created
     data["config"] = {**config.settings, "Env": _environment(config, environment)}
     data["rootfs"] = {"type": "layers", "diff_ids": [*config.diff_ids, *(layer.diff_id for layer in layers)]}
-    history = data.get("history")
-    if isinstance(history, list):
+    history = data.pop("history", None)
+    # a history is optional; one that does not tell of the base's own layers would fit the new image even less
+    if isinstance(history, list) and told_layers(history) == len(base.layers):
         added = [{"created": created, "created_by": layer.title, "comment": "prefect-environments"} for layer in layers]
         data["history"] = [*history, *added]
     blob = canonical.dumps(data)

@@ -116,6 +116,11 @@ class ImageConfig:
         return str(self.data.get("os", "")), str(self.data.get("architecture", ""))
 
 
+def told_layers(history: list[Any]) -> int:
+    """How many layers a config's history tells of (config.md, `history`)."""
+    return sum(1 for line in history if not (isinstance(line, dict) and line.get("empty_layer")))
+
+
 def load_object(content: bytes, what: str) -> dict[str, Any]:
     """JSON bytes as an object; raises `ImageError` that says what they should have been."""
     try:
@@ -141,6 +146,9 @@ def select_platform(content: bytes, platform: Platform, name: str) -> Descriptor
         wanted = item.platform or {}
         if (wanted.get("os"), wanted.get("architecture")) == (platform.os, platform.architecture):
             return item
+    unmarked = [item for item in found if not item.platform]
+    if len(unmarked) == len(found) == 1:  # its config says what it is for
+        return unmarked[0]
     there = sorted({f"{p.platform.get('os')}/{p.platform.get('architecture')}" for p in found if p.platform})
     raise BaseImageError(f"{name} has no image for {platform}; it has {', '.join(there) or 'no platforms'}")
 

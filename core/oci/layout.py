@@ -50,9 +50,10 @@ class Layout:
         marker = self.folder / "oci-layout"
         with files.storage("making an image layout", self.folder):
             if not marker.exists():
-                if self.folder.is_dir() and any(
+                foreign = self.folder.is_dir() and any(
                     p.name not in (".tmp", ".lock", "blobs") for p in self.folder.iterdir()
-                ):
+                )
+                if foreign and not marker.exists():  # it does where another process has just made the layout
                     raise StorageError(f"{self.folder} is not empty and no image layout; choose another folder")
                 files.write_atomically(marker, b'{"imageLayoutVersion":"1.0.0"}', self.scratch)
             files.sweep(self.scratch)
@@ -118,14 +119,12 @@ class LayoutRepository:
         found = Descriptor(media_type, digests.of(content), len(content))
         await self._check_parts(content)
         await self.write_blob(found, content)
-        data = load_object(content, "a manifest")
-        artifact_type = data.get("artifactType")
         entry = Descriptor(
             media_type,
             found.digest,
             found.size,
             {REF_NAME: f"{self.path}:{tag}" if self.path else tag} if tag else {},
-            artifact_type if isinstance(artifact_type, str) else None,
+            _artifact_type(content),
         )
         await asyncio.to_thread(self.layout.add_entry, entry.to_json())
         return found
@@ -136,10 +135,10 @@ class LayoutRepository:
     async def read_blob(self, descriptor: Descriptor) -> AsyncIterator[bytes]:
         path = self.layout.blob_path(descriptor.digest)
         hasher, size, held = digests.hasher(descriptor.digest), 0, b""
-        try:
+        if not path.is_file():
+            raise NotFound(f"{self.name} has no blob {descriptor.digest}")
+        with files.storage("reading an image layout", path):
             file = path.open("rb")
-        except FileNotFoundError:
-            raise NotFound(f"{self.name} has no blob {descriptor.digest}") from None
         with file:
             while chunk := await asyncio.to_thread(file.read, _CHUNK):
                 size += len(chunk)
@@ -172,7 +171,7 @@ class LayoutRepository:
         return [name.removeprefix(prefix) for name in names if name and name.startswith(prefix)]
 
     async def referrers(self, digest: str, artifact_type: str | None = None) -> list[Descriptor]:
-        found = []
+        found: dict[str, Descriptor] = {}
         for entry in await asyncio.to_thread(self.layout.entries):
             kind = entry.get("artifactType")
             if kind is None or (artifact_type is not None and kind != artifact_type):
@@ -180,10 +179,11 @@ class LayoutRepository:
             item = Descriptor.from_json(entry)
             manifest = await self._read(self.layout.blob_path(item.digest), item.digest)
             data = load_object(manifest.content, "a manifest")
-            if (data.get("subject") or {}).get("digest") == digest:
-                annotations = data.get("annotations") or {}
-                found.append(Descriptor(item.media_type, item.digest, item.size, annotations, kind))
-        return found
+            subject = data.get("subject")
+            if isinstance(subject, dict) and subject.get("digest") == digest:
+                described = Descriptor.from_json({**entry, "annotations": data.get("annotations")})
+                found[item.digest] = Descriptor(item.media_type, item.digest, item.size, described.annotations, kind)
+        return list(found.values())
 
     def _tagged(self, tag: str) -> dict[str, Any] | None:
         name = f"{self.path}:{tag}" if self.path else tag
@@ -200,7 +200,10 @@ class LayoutRepository:
 
     async def _check_parts(self, content: bytes) -> None:
         data = load_object(content, "a manifest")
-        parts = [data.get("config"), *(data.get("layers") or ()), *(data.get("manifests") or ())]
+        layers, manifests = data.get("layers") or [], data.get("manifests") or []
+        if not isinstance(layers, list) or not isinstance(manifests, list):
+            raise ImageError("a manifest's layers and manifests must be lists")
+        parts = [data.get("config"), *layers, *manifests]
         for part in filter(None, parts):
             digest = Descriptor.from_json(part).digest
             if not await self.has_blob(digest):
@@ -226,7 +229,7 @@ class LayoutRepository:
     def _take_over(self, source: Path, final: Path) -> None:
         final.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(source, final)  # the same file system: nothing is copied
+            os.link(source.resolve(), final)  # the same file system: nothing is copied
         except FileExistsError:
             return
         except OSError:
@@ -240,10 +243,22 @@ class LayoutRepository:
 
 
 def _describe(content: bytes) -> Descriptor:
-    media_type = load_object(content, "a manifest").get("mediaType", types.IMAGE_MANIFEST)
+    data = load_object(content, "a manifest")
+    # the property is optional (image-index.md, manifest.md); the two kinds are told apart by what they list
+    media_type = data.get("mediaType", types.IMAGE_INDEX if "manifests" in data else types.IMAGE_MANIFEST)
     if not isinstance(media_type, str):
         raise ImageError("a manifest's mediaType must be a string")
     return Descriptor(media_type, digests.of(content), len(content))
+
+
+def _artifact_type(content: bytes) -> str | None:
+    """What a referrer is listed as: its artifact type, else the type of its config (distribution-spec, "Listing
+    Referrers"); None for what has neither a type nor a subject."""
+    data = load_object(content, "a manifest")
+    kind = data.get("artifactType")
+    if not kind and data.get("subject") and isinstance(data.get("config"), dict):
+        kind = data["config"].get("mediaType")
+    return kind if isinstance(kind, str) else None
 
 
 def _verify(descriptor: Descriptor, digest: str, size: int) -> None:

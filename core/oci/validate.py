@@ -5,14 +5,16 @@ import hashlib
 import posixpath
 import tarfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from prefect_environments.core import files
 from prefect_environments.core.errors import DigestMismatch, ImageError
 from prefect_environments.core.oci import descriptor as types
 from prefect_environments.core.oci import digest as digests
 from prefect_environments.core.oci.descriptor import Descriptor
-from prefect_environments.core.oci.image import CONFIG_LIMIT, LAYER_TYPES, ImageConfig, ImageManifest
+from prefect_environments.core.oci.image import CONFIG_LIMIT, LAYER_TYPES, ImageConfig, ImageManifest, told_layers
 from prefect_environments.core.oci.repository import Repository
 
 ENGINE_LAYERS_MAX = 127
@@ -35,10 +37,8 @@ def check_image(manifest: ImageManifest, config: bytes) -> ImageConfig:
         if layer.media_type not in (*LAYER_TYPES, types.DOCKER_LAYER_GZIP, types.DOCKER_LAYER_TAR):
             raise ImageError(f"the layer {layer.digest} has media type {layer.media_type}, which is none of a layer")
     history = read.data.get("history")
-    if isinstance(history, list):
-        filled = sum(1 for line in history if not (isinstance(line, dict) and line.get("empty_layer")))
-        if history and filled != len(manifest.layers):
-            raise ImageError(f"the history tells of {filled} layers, the manifest of {len(manifest.layers)}")
+    if isinstance(history, list) and history and told_layers(history) != len(manifest.layers):
+        raise ImageError(f"the history tells of {told_layers(history)} layers, the manifest of {len(manifest.layers)}")
     return read
 
 
@@ -75,27 +75,46 @@ def check_layer(path: Path, layer: Descriptor, diff_id: str) -> None:
 
 def _tar_digest(path: Path, packed: bool) -> str:
     hasher = hashlib.sha256()
-    inflate = zlib.decompressobj(31)
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            if not packed:
-                hasher.update(chunk)
-                continue
-            while chunk:
-                hasher.update(inflate.decompress(chunk))
-                chunk = inflate.unused_data
-                if inflate.eof:
-                    inflate = zlib.decompressobj(31)  # the next gzip member
+        for chunk in _unpacked(file) if packed else iter(lambda: file.read(_CHUNK), b""):
+            hasher.update(chunk)
     return f"sha256:{hasher.hexdigest()}"
+
+
+def _unpacked(file: BinaryIO) -> Iterator[bytes]:
+    """The content of gzip members, whole to the last one's trailer, in chunks of bounded size (RFC 1952, 2.2)."""
+    inflate, begun = zlib.decompressobj(31), False
+    while chunk := file.read(_CHUNK):
+        while chunk:
+            begun = True
+            yield inflate.decompress(chunk, _CHUNK)
+            chunk = inflate.unconsumed_tail
+            if inflate.eof:
+                chunk, inflate, begun = inflate.unused_data, zlib.decompressobj(31), False
+    while begun and (rest := inflate.decompress(b"", _CHUNK)):
+        yield rest
+    if begun and not inflate.eof:
+        raise EOFError("the last gzip member is cut short")
 
 
 def _check_entries(archive: tarfile.TarFile, layer: Descriptor) -> None:
     seen: set[str] = set()
     for member in archive:
         name = member.name
-        if name.startswith("/") or ".." in name.split("/"):
+        if name.startswith("/") or ".." in [*name.split("/"), *(member.linkname.split("/") if member.islnk() else ())]:
             raise ImageError(f"the layer {layer.digest} has an entry outside the image: {name!r}")
         normal = posixpath.normpath(name)
         if normal in seen:
             raise ImageError(f"the layer {layer.digest} has two entries {normal!r}")
         seen.add(normal)
+    _check_end(archive, layer)
+
+
+def _check_end(archive: tarfile.TarFile, layer: Descriptor) -> None:
+    """Only zeros follow the last entry: tarfile takes a broken header for the end, and other readers do not."""
+    file = archive.fileobj
+    assert file is not None  # noqa: S101
+    file.seek(archive.offset)
+    while chunk := file.read(_CHUNK):
+        if chunk.count(0) != len(chunk):
+            raise ImageError(f"the layer {layer.digest} is not a sound archive (bytes that are no entry at its end)")

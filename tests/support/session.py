@@ -148,8 +148,8 @@ def need(*commands: str) -> None:
 
 
 def wait_for(what: str, ready: Callable[[], Any], *, process: "subprocess.Popen[bytes]", log: Path) -> Any:
-    """The first true answer of `ready`; fails with the end of the log when the process ends or 90 seconds pass."""
-    deadline = time.monotonic() + 90
+    """The first true answer of `ready`; fails with the end of the log when the process ends or 200 seconds pass."""
+    deadline = time.monotonic() + 200
     while time.monotonic() < deadline and process.poll() is None:
         if answer := ready():
             return answer

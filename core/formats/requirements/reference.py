@@ -52,8 +52,8 @@ def requirement(line: Line, text: str, folder: Path | None, *, editable: bool = 
     named = _NAMED.match(text)
     base, marker = _split_marker(line, text, is_url=bool(named) or _is_url(text))
     if named := _NAMED.fullmatch(base):
-        name, extras, target = named.groups()
-        found = f"{canonicalize_name(name)}{_extras(line, extras)} @ {_fragment(line, location(line, target, folder))}"
+        package, extras, target = named.groups()
+        found = f"{name(line, package)}{_extras(line, extras)} @ {_fragment(line, location(line, target, folder))}"
     elif editable or _is_url(base) or _is_path(base):
         found = _unnamed(line, base, folder)
     else:
@@ -116,10 +116,10 @@ def _split_marker(line: Line, text: str, *, is_url: bool) -> tuple[str, str]:
 def _named(line: Line, text: str) -> str:
     try:
         parsed = Requirement(text)
-        extras = ",".join(sorted({canonicalize_name(extra) for extra in parsed.extras}))
+        extras = ",".join(sorted({canonicalize_name(extra, validate=True) for extra in parsed.extras}))
         specifiers = ",".join(sorted({_specifier(specifier) for specifier in parsed.specifier}))
         if not parsed.url:
-            return canonicalize_name(parsed.name) + (f"[{extras}]" if extras else "") + specifiers
+            return canonicalize_name(parsed.name, validate=True) + (f"[{extras}]" if extras else "") + specifiers
     except (ValueError, RecursionError):
         pass
     hint = next((hint for pattern, hint in _HINTS if re.search(pattern, text)), "it is no requirement of PEP 508")
@@ -198,7 +198,7 @@ def local_path(line: Line, url: str) -> tuple[str, str]:
 def _absolute(line: Line, value: str, folder: Path | None) -> Path:
     """The path from `folder`, `..` folded as text as pip does. A relative one must exist; an absolute one need not,
     for a stored definition may be read on another machine than the one that has the file."""
-    path = Path(value)
+    path = Path(re.sub("^/+", "/", value))  # POSIX keeps two slashes, which a file: URL reads as a host
     if path.is_absolute():
         return Path(os.path.normpath(path))
     if folder is None:

@@ -30,14 +30,14 @@ async def serve(answer: Answer, tls: ssl.SSLContext | None = None) -> AsyncItera
     """Serve `answer` for each request on a free port."""
     odd = Odd()
 
-    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+    async def handle(request: web.Request) -> web.StreamResponse:
         odd.log.append(f"{request.method} {request.path_qs}")
         odd.headers.append({name.lower(): value for name, value in request.headers.items()})
-        assert isinstance(request, web.Request)
         return await answer(request)
 
-    server = web.Server(handle)
-    runner = web.ServerRunner(server, shutdown_timeout=0.1)
+    application = web.Application(client_max_size=1 << 30)
+    application.router.add_route("*", "/{path:.*}", handle)
+    runner = web.AppRunner(application, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
     await site.start()

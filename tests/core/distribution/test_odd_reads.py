@@ -353,6 +353,20 @@ async def test_a_silent_server_is_given_up(blob: Blob) -> None:
             await registry.repository("a").find_manifest("t")
 
 
+async def test_the_environments_proxy_is_used_but_not_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(status=404)
+
+    async with serve(answer) as proxy, serve(answer) as odd:
+        monkeypatch.setenv("http_proxy", f"http://{proxy.address}")
+        async with Registry("registry.example.com", plain_http=True, limits=QUICK) as registry:
+            assert await registry.repository("a").find_manifest("t") is None
+        async with Registry(odd.address, limits=QUICK) as registry:
+            assert await registry.repository("a").find_manifest("t") is None
+    assert [headers["host"] for headers in proxy.headers] == ["registry.example.com"]
+    assert len(odd.log) == 1
+
+
 _HEADER = st.text(alphabet=st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=80)
 
 

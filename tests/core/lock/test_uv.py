@@ -319,7 +319,7 @@ async def test_cancelling_ends_uv_and_leaves_no_folder(
     slow.write_text(f"#!/bin/sh\nsleep 600 &\necho $$ $! > {pids}.new\nmv {pids}.new {pids}\nwait\n")
     slow.chmod(0o700)
     task = asyncio.create_task(UvResolver(environ=environ, uv=str(slow)).resolve(request_for("demo")))
-    await asyncio.to_thread(_until, pids.exists)
+    await asyncio.to_thread(_until, lambda: pids.exists() or task.done())
     folders = list((tmp_path / "scratch").iterdir())
     assert [folder.stat().st_mode & 0o777 for folder in folders] == [0o700]
     task.cancel()

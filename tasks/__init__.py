@@ -1,0 +1,23 @@
+"""Prefect tasks: one a verb, for people who compose their own flows."""
+
+from prefect_environments.tasks.verbs import (
+    build_image,
+    find_image,
+    get_environment,
+    hash_environment,
+    list_environments,
+    push_image,
+    register_environment,
+    resolve_environment,
+)
+
+__all__ = [
+    "build_image",
+    "find_image",
+    "get_environment",
+    "hash_environment",
+    "list_environments",
+    "push_image",
+    "register_environment",
+    "resolve_environment",
+]

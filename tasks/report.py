@@ -1,0 +1,107 @@
+"""What a run shows in the UI: progress while it works, a result table at the end."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import copy_context
+from uuid import UUID
+
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.context import FlowRunContext, TaskRunContext
+
+from prefect_environments.core.console import megabytes
+from prefect_environments.core.names import slug
+from prefect_environments.core.progress import Both, Progress, current
+from prefect_environments.core.ready import ReadyImage
+from prefect_environments.core.steps import BuiltImage
+
+_EVERY = 2.0  # seconds between two updates: each is a call to the API
+
+
+class RunProgress(Progress):
+    """Counts, for the progress artifact."""
+
+    def __init__(self) -> None:
+        self.layers = self.done = self.reused = self.bytes = 0
+
+    def planned(self, layers: int, download: int) -> None:
+        self.layers = layers
+
+    def layer(self, title: str, size: int, reused: bool) -> None:
+        self.done += 1
+        self.reused += reused
+
+    def sent(self, size: int) -> None:
+        self.bytes += size
+
+    @property
+    def percent(self) -> float:
+        return 100.0 * self.done / self.layers if self.layers else 0.0
+
+    def __str__(self) -> str:
+        return f"{self.done} of {self.layers} packages ({self.reused} reused), {megabytes(self.bytes)} sent"
+
+
+@contextmanager
+def run_progress() -> Iterator[Progress]:
+    """Progress that goes to the current run's progress artifact, beside what the caller already watches."""
+    if FlowRunContext.get() is None and TaskRunContext.get() is None:
+        yield current()
+        return
+    counts = RunProgress()
+    artifact = create_progress_artifact(0.0, description="Assembling the image")
+    stop = threading.Event()
+    poller = threading.Thread(
+        target=copy_context().run, args=(_poll, counts, artifact, stop), name="progress", daemon=True
+    )
+    poller.start()
+    try:
+        yield Both(counts, current())
+    finally:
+        stop.set()
+        poller.join(10)
+
+
+def _poll(counts: RunProgress, artifact: UUID, stop: threading.Event) -> None:
+    finished = False
+    while not finished:
+        finished = stop.wait(_EVERY)
+        percent = counts.percent if counts.done < counts.layers or not finished else 100.0
+        update_progress_artifact(artifact, percent, description=str(counts))
+
+
+def report_ready(ready: ReadyImage, built: BuiltImage | None = None) -> None:
+    """The result as a markdown artifact of the current run; nothing outside of one."""
+    if FlowRunContext.get() is None:
+        return
+    create_markdown_artifact(
+        ready_markdown(ready, built),
+        key=f"environment-{slug(ready.name)}"[:200],
+        description=f"{ready.name} version {ready.version}",
+    )
+
+
+def ready_markdown(ready: ReadyImage, built: BuiltImage | None = None) -> str:
+    """The result for readers: what to use, what it took, and every layer."""
+    lines = [
+        f"# {ready.name} version {ready.version}",
+        "",
+        f"`{ready.reference}`",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| Image | {'reused, nothing built' if ready.reused else 'built'} |",
+        f"| Packages | {ready.packages} |",
+        f"| Size | {megabytes(ready.size)} |",
+        f"| Layers | {ready.layers_new} new, {ready.layers_reused} reused |",
+        f"| Sent | {megabytes(ready.bytes_sent)} |",
+        f"| Python | `{ready.python_path}` on {ready.platform} |",
+        f"| Seconds | {', '.join(f'{step} {seconds:.1f}' for step, seconds in ready.seconds.items())} |",
+    ]
+    if built is not None and built.layers:
+        lines += ["", "| Layer | Size | |", "|---|--:|---|"]
+        lines += [f"| {x.title} | {megabytes(x.size)} | {'reused' if x.reused else 'new'} |" for x in built.layers]
+    if built is not None and built.overlaps:
+        lines += ["", "Files of two packages (the later layer's is used):", ""]
+        lines += [f"- `/{o.path}`: {o.loser}, **{o.winner}**" for o in built.overlaps[:50]]
+    return "\n".join(lines)

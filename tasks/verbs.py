@@ -1,0 +1,98 @@
+"""One task a verb, for any flow. None keeps a Prefect result or cache, which would guess existence."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+
+from prefect_environments.blocks import ContainerRegistry, EnvironmentVersion, Workspace
+from prefect_environments.blocks.secrets import PrefectSecretStore
+from prefect_environments.core import hashes, loop, steps
+from prefect_environments.core.copy import copy_image
+from prefect_environments.core.definition import EnvironmentDefinition
+from prefect_environments.core.environment import Environment
+from prefect_environments.core.lock.model import Lock
+from prefect_environments.core.ready import ReadyImage
+from prefect_environments.core.steps import BuiltImage
+from prefect_environments.core.versions import VersionRecord
+from prefect_environments.tasks.report import run_progress
+from prefect_environments.tasks.site import at, is_transient
+
+Definition = EnvironmentDefinition | Environment
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_quiet: dict[str, Any] = {"persist_result": False, "cache_policy": NO_CACHE}
+_network: dict[str, Any] = {**_quiet, "retries": 1, "retry_delay_seconds": 5, "retry_condition_fn": is_transient}
+
+
+def definition_of(environment: Definition) -> EnvironmentDefinition:
+    """The frozen definition of either model."""
+    return environment.definition() if isinstance(environment, Environment) else environment
+
+
+@task(name="resolve-environment", **_network)
+def resolve_environment(environment: Definition, workspace: Workspace, upgrade: bool = False) -> Lock:
+    """Pin everything: base image by digest, packages by sha256. `upgrade` ignores the last version's lock."""
+    definition = definition_of(environment)
+    return at(workspace, lambda site: steps.resolve(site, definition, upgrade=upgrade))
+
+
+@task(name="hash-environment", **_quiet)
+def hash_environment(environment: Definition, workspace: Workspace, lock: Lock | None = None) -> dict[str, str]:
+    """The definition hash, and with a lock the image hash and record hash; no network."""
+    definition = definition_of(environment)
+    base = workspace.default_base_image or ""
+    found = {"definition_hash": hashes.definition_hash(definition, default_base_image=base)}
+    if lock is not None:
+        found["image_hash"] = hashes.image_hash(lock)
+        found["record_hash"] = hashes.record_hash(found["image_hash"], definition)
+    return found
+
+
+@task(name="find-image", **_network)
+def find_image(environment: Definition, workspace: Workspace) -> ReadyImage | None:
+    """The registered image of a definition if the registry still has it; one request, nothing resolved."""
+    definition = definition_of(environment)
+    return at(workspace, lambda site: steps.find_registered(site, definition))
+
+
+@task(name="build-image", **_network)
+def build_image(environment: Definition, lock: Lock, workspace: Workspace, force: bool = False) -> BuiltImage:
+    """The image of a lock in the workspace's registry: found by its hash, else assembled and pushed."""
+    definition = definition_of(environment)
+    with run_progress() as progress:
+        return at(workspace, lambda site: steps.build(site, definition, lock, force=force), progress=progress)
+
+
+@task(name="push-image", **_network)
+def push_image(reference: str, registry: ContainerRegistry, repository: str, source: ContainerRegistry) -> str:
+    """Copy an image with its attachments from one registry or layout to another; the digest stays.
+
+    `reference` is `repository@sha256:…` or `repository:tag` in `source`. Gives the new `repository@sha256:…`.
+    """
+    return loop.run(copy_image(reference, source.settings(), registry.settings(), repository, PrefectSecretStore()))
+
+
+@task(name="register-environment", **_network)
+def register_environment(environment: Definition, built: BuiltImage, workspace: Workspace) -> EnvironmentVersion:
+    """Register a built image as the next version; an equal newest version comes back as it is."""
+    definition = definition_of(environment)
+    run = {"flow_run_id": str(flow_run.id), "flow_name": str(flow_run.flow_name)} if flow_run.id else {}
+    record = at(workspace, lambda site: steps.register(site, definition, built, created_by=run))
+    return EnvironmentVersion.from_record(record)
+
+
+@task(name="get-environment", **_quiet)
+def get_environment(name: str, workspace: Workspace, version: int | None = None) -> EnvironmentVersion:
+    """A registered version, the newest without a number. Raises `VersionNotFound` that names what there is."""
+    return EnvironmentVersion.from_record(loop.run(steps.find_version(workspace, name, version)))
+
+
+@task(name="list-environments", **_quiet)
+def list_environments(workspace: Workspace, name: str | None = None) -> list[EnvironmentVersion]:
+    """The newest version of every environment, or every version of one."""
+    versions = workspace.versions
+    found: Coroutine[Any, Any, list[VersionRecord]] = versions.versions(name) if name else versions.names()
+    return [EnvironmentVersion.from_record(record) for record in loop.run(found)]
