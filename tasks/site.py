@@ -34,12 +34,13 @@ def is_transient(_task: object, _run: object, state: object) -> bool:
 
 
 class RunLogHandler(logging.Handler):
-    """Hands core's log lines to the current flow or task run, secrets masked; outside of runs it does nothing."""
+    """Hands core's log lines to the current flow or task run, secrets masked; outside of runs to the parent logger."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             logger = get_run_logger()
         except MissingContextError:
+            logging.getLogger("prefect_environments").handle(record)
             return
         logger.log(record.levelno, redact(record.getMessage()))
 
@@ -49,6 +50,7 @@ def forward_logs() -> None:
     logger = logging.getLogger("prefect_environments.core")
     if not any(isinstance(handler, RunLogHandler) for handler in logger.handlers):
         logger.addHandler(RunLogHandler())
+        logger.propagate = False  # else each line would stand twice on the console
         if logger.level == logging.NOTSET:
             logger.setLevel(logging.INFO)
 

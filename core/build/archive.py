@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from prefect_environments.core.build.tar import parents
 from prefect_environments.core.errors import PackageError
 
 CHUNK = 256 * 1024
@@ -144,6 +145,9 @@ class Archive:
                 raise self.refused(f"it holds {name!r} twice")
             if not name.endswith("/"):
                 found[name] = member
+        folders = parents(member.filename for member in infos)
+        if clash := sorted(folders & found.keys()):
+            raise self.refused(f"{clash[0]!r} is a file and a folder")
         self._check_ranges(found)
         unpacked = sum(member.file_size for member in found.values())
         if unpacked > UNPACKED_FREE + UNPACKED_RATIO * archive_size:
@@ -159,7 +163,8 @@ class Archive:
         _, total, _, start, comment = _END.unpack(block)
         if comment != len(self._zip.comment) or total not in (members, 0xFFFF):
             raise self.refused("the end of the archive does not fit its directory")
-        if start not in (self._zip.start_dir, _ZIP64):
+        first = min((member.header_offset for member in self._zip.infolist()), default=0)
+        if first != 0 or start not in (self._zip.start_dir, _ZIP64):
             raise self.refused("bytes stand before the start of the archive")
 
     def _check_member(self, member: zipfile.ZipInfo) -> None:

@@ -71,4 +71,4 @@ def test_the_bytes_are_pinned() -> None:
 
 
 def test_zeros_cost_little() -> None:
-    assert len(gzip.member(bytes(10 * 1024 * 1024))) < 60_000
+    assert len(gzip.member(bytes(10 * 1024 * 1024))) < 80_000

@@ -56,8 +56,8 @@ def test_a_link_of_any_length_is_read_back(link: str) -> None:
 def test_sizes_over_8_gib_are_read_back(size: int) -> None:
     header = tar.header(Entry("big", 0o644), size)
     assert len(header) % tar.BLOCK == 0
-    info = tarfile.TarInfo.fromtarfile(tarfile.TarFile(fileobj=io.BytesIO(header + bytes(1024))))  # type: ignore[arg-type]
-    assert info.size == size
+    first = tarfile.TarFile(fileobj=io.BytesIO(header + bytes(1024))).next()
+    assert first is not None and (first.name, first.size) == ("big", size)
 
 
 @given(st.lists(st.text("ab.é/_-", min_size=1, max_size=400).filter(lambda s: s.strip("/") == s and "//" not in s)))
@@ -91,4 +91,4 @@ def test_the_bytes_are_pinned() -> None:
     """Images that exist were hashed with these bytes, those of pax records by Python's tarfile included."""
     headers = b"".join(tar.header(Entry(name, 0o644), 7) for name in _NAMES)
     headers += tar.header(Entry("l", 0o777, tar.SYMLINK, "t" * 120)) + tar.header(Entry("big", 0o644), 8**12)
-    assert hashlib.sha256(headers).hexdigest() == "PINNED"
+    assert hashlib.sha256(headers).hexdigest() == "7192883e4da3d1292afab7833d271815a81a4e4a176f57b277629f53c91ee279"
