@@ -6,9 +6,11 @@ Run it by `make demo`, or `make demo BASE=<image reference>`. Everything it make
 import argparse
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -20,16 +22,14 @@ os.environ |= {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "",
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL",
     "DO_NOT_TRACK": "1",
 }
 os.environ.pop("PREFECT_API_URL", None)
-del os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]
+(FOLDER / "prefect").mkdir(parents=True, exist_ok=True)
 
 from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
 
 from prefect_environments import Environment, ReadyImage, Workspace  # noqa: E402
 from prefect_environments.core.console import console_progress, megabytes  # noqa: E402
@@ -55,9 +55,8 @@ def main() -> int:
 
 
 def run(console: Console, base: str) -> None:
-    console.print("Starting a temporary Prefect server …", style="dim")
-    from prefect_environments.flows import build_environment  # noqa: PLC0415 - Prefect takes seconds to import
-
+    build_environment = start_prefect(console)
+    shutil.rmtree(FOLDER / "workspace", ignore_errors=True)  # each demo starts with nothing registered
     workspace = Workspace.local(FOLDER / "workspace")
     environment = Environment.from_pip_requirements("iris", HERE / "iris" / "requirements.txt")
     environment.docker.base_image = base
@@ -75,31 +74,46 @@ def run(console: Console, base: str) -> None:
     )
 
 
-def build(console: Console, flow, environment: Environment, workspace: Workspace, title: str) -> ReadyImage:  # type: ignore[no-untyped-def]
-    console.rule(title, align="left")
+def start_prefect(console: Console) -> Callable[..., ReadyImage]:
+    """Start Prefect's temporary server, which ends with this process, and give the flow."""
+    console.print("Starting a temporary Prefect server …", style="dim")
+    started = time.monotonic()
+    from prefect import get_client  # noqa: PLC0415 - Prefect takes seconds to import
+
+    from prefect_environments.flows import build_environment  # noqa: PLC0415
+
+    with get_client(sync_client=True) as client:
+        client.hello()
+    console.print(f"… started in {time.monotonic() - started:.0f} s", style="dim", highlight=False)
+    return build_environment
+
+
+def build(
+    console: Console, flow: Callable[..., ReadyImage], environment: Environment, workspace: Workspace, title: str
+) -> ReadyImage:
+    console.print(f"\n[bold]{title}[/]", highlight=False)
     started = time.monotonic()
     with console_progress(console) as progress, shown(progress):
-        ready: ReadyImage = flow(environment, workspace=workspace)
-    console.print(summary(ready, time.monotonic() - started))
+        ready = flow(environment, workspace=workspace)
+    for name, value in summary(ready, time.monotonic() - started).items():
+        console.print(f"  [bold]{name:<10}[/] {value}", highlight=False)
     return ready
 
 
-def summary(ready: ReadyImage, seconds: float) -> Table:
-    """The result as a table for readers."""
-    table = Table.grid(padding=(0, 2))
+def summary(ready: ReadyImage, seconds: float) -> dict[str, str]:
+    """The result for readers."""
     steps = ", ".join(f"{step} {value:.2f}" for step, value in ready.seconds.items())
-    rows = {
+    return {
         "version": f"{ready.name}:{ready.version}",
         "reference": ready.reference,
         "digest": ready.digest,
         "packages": f"{ready.packages}, image of {megabytes(ready.size)}",
-        "layers": "all there: nothing built" if ready.reused else f"{ready.layers_new} new, {ready.layers_reused} reused",
+        "layers": "all there: nothing built"
+        if ready.reused
+        else f"{ready.layers_new} new, {ready.layers_reused} reused",
         "sent": megabytes(ready.bytes_sent),
         "seconds": f"{seconds:.1f} with Prefect ({steps})",
     }
-    for name, value in rows.items():
-        table.add_row(f"[bold]{name}[/]", value)
-    return table
 
 
 def choose_base(console: Console) -> str:
@@ -109,6 +123,9 @@ def choose_base(console: Console) -> str:
         console.print(f"Base image: {public}", highlight=False)
         return public
     layout = FOLDER / "base"
+    if (layout / "index.json").exists():
+        console.print(f"{public} cannot be reached; using the Debian base in {layout}", highlight=False)
+        return f"oci:{layout}:base"
     console.print(f"{public} cannot be reached; making a small Debian base with mmdebstrap …", highlight=False)
     subprocess.run([sys.executable, str(HERE / "base" / "make_base.py"), str(layout)], check=True)
     return f"oci:{layout}:base"
