@@ -3,6 +3,7 @@
 It holds secret references only, never values: everything in it may be read by everyone who sees the run.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -14,13 +15,14 @@ from prefect_environments.core.lock.target import Platform
 from prefect_environments.core.names import check_name
 from prefect_environments.core.secrets import SecretReference, looks_secret
 
+_DIGEST = re.compile(r"@sha(256|512):[0-9A-Za-z]*$")
 _OPTIONS = ("constraints", "index_url", "extra_index_urls", "find_links", "no_index", "pre", "only_binary")
 
 
 class EnvironmentDefinition(BaseModel):
     """An ML environment as its user describes it. Raises `DefinitionError` for what is wrong with it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Environment")
+    model_config = ConfigDict(frozen=True, extra="forbid", title="Environment", hide_input_in_errors=True)
 
     name: str = Field(
         description="1 to 128 letters, digits, '.', '_' and '-', first a letter or digit. Versions count by name.",
@@ -83,19 +85,26 @@ class EnvironmentDefinition(BaseModel):
         """Take an `Environment`, and read the requirement lines, options among them, into their fields."""
         if hasattr(data, "definition"):
             return data.definition().model_dump()
-        if not isinstance(data, Mapping) or not data.get("requirements"):
+        if not isinstance(data, Mapping) or not isinstance(data.get("requirements"), str | list | tuple | set):
             return data
-        found = requirements_format.parse(_lines(data["requirements"]), origin="requirements")
+        found = requirements_format.parse(data["requirements"], origin="requirements")
         fields = dict(data)
         fields["requirements"] = found.packages
         for option in _OPTIONS:
-            fields[option] = _merged(fields.get(option), getattr(found, option))
+            if value := getattr(found, option):
+                fields[option] = _merged(fields.get(option), value)
         return fields
 
     @field_validator("constraints", mode="after")
     @classmethod
     def _read_constraints(cls, lines: tuple[str, ...]) -> tuple[str, ...]:
         return requirements_format.parse(lines, origin="constraints").packages
+
+    @field_validator("only_binary", mode="after")
+    @classmethod
+    def _read_only_binary(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        options = [f"--only-binary={name}" for name in names]
+        return requirements_format.parse(options, origin="only_binary").only_binary
 
     @field_validator("index_url", "extra_index_urls", "find_links", mode="after")
     @classmethod
@@ -109,6 +118,11 @@ class EnvironmentDefinition(BaseModel):
     def _check(self) -> Self:
         check_name(self.name)
         Platform.parse(self.platform)
+        if not self.base_image.startswith("oci:") and "@" in _DIGEST.sub("", self.base_image):
+            raise DefinitionError(
+                "base_image has an '@' that no digest (sha256:…) follows; it is not shown, because what stands before "
+                "it may be a password: credentials go into base_image_username and base_image_password"
+            )
         self._check_secrets()
         return self
 
@@ -119,6 +133,9 @@ class EnvironmentDefinition(BaseModel):
                 "base_image_password must be a secret reference (secret:NAME or @Microsoft.KeyVault(…)), because a "
                 "definition is stored in plain text; put the value into a Prefect Secret block or a vault"
             )
+        for given in (self.base_image_username, password):
+            if SecretReference.is_reference(given):
+                SecretReference.parse(given)
         if bool(self.base_image_username) != bool(password):
             raise DefinitionError("base_image_username and base_image_password are given together or not at all")
         for name, value in self.environment_variables.items():
@@ -148,17 +165,11 @@ class EnvironmentDefinition(BaseModel):
                 )
 
 
-def _lines(value: Any) -> list[str]:
-    return value.splitlines() if isinstance(value, str) else list(value)
-
-
 def _merged(given: Any, found: Any) -> Any:
-    """An option of its field and of the lines: text of the lines wins, lists are joined, switches are or-ed."""
-    if isinstance(found, tuple):
-        return tuple(dict.fromkeys((*(given or ()), *found)))
-    if isinstance(found, bool):
-        return bool(given) or found
-    return found or given or ""
+    """An option of its field and of the lines: lists are joined, else the lines win. A wrong type is left to be refused."""
+    if not given or not isinstance(found, tuple):
+        return found
+    return tuple(dict.fromkeys((*given, *found))) if isinstance(given, list | tuple) else given
 
 
 def _explain(error: ValidationError) -> str:

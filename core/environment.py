@@ -93,6 +93,11 @@ class Environment:
     def definition(self) -> EnvironmentDefinition:
         """A frozen snapshot. Raises `DefinitionError` for what is wrong, such as a literal registry password."""
         found = self.python.requirements
+        if not isinstance(found, Requirements):
+            raise DefinitionError(
+                f"python.requirements is what Environment.from_pip_requirements read, got {type(found).__name__}; for "
+                "lines in Python use EnvironmentDefinition(name=…, requirements=[…])"
+            )
         return EnvironmentDefinition(
             name=self.name,
             description=self.description,
@@ -140,8 +145,9 @@ def _password(value: str | None) -> str:
 def _base_image(docker: DockerSection) -> str:
     """The base image's full reference; a leading slash is joined to the registry's address, as in Azure ML."""
     image, address = docker.base_image or "", docker.base_image_registry.address
-    if not isinstance(image, str):
-        raise DefinitionError(f"docker.base_image must be text, got {type(image).__name__}: is there a stray comma?")
+    for name, value in (("base_image", image), ("base_image_registry.address", address or "")):
+        if not isinstance(value, str):
+            raise DefinitionError(f"docker.{name} must be text, got {type(value).__name__}: is there a stray comma?")
     if not address or not image:
         return image
     host = address.removeprefix("https://").rstrip("/")

@@ -3,16 +3,12 @@
 import fcntl
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from prefect_environments.core.errors import StorageError
-
-_SWEEP_AFTER = 60.0  # seconds; a younger temporary file may not have its lock yet
-
 
 @contextmanager
 def storage(what: str, path: Path) -> Iterator[None]:
@@ -32,10 +28,9 @@ def storage(what: str, path: Path) -> Iterator[None]:
 def temporary_file(folder: Path) -> Iterator[BinaryIO]:
     """A new file under `folder`, removed at the end; locked for as long as its process lives."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = tempfile.NamedTemporaryFile(dir=folder, prefix="tmp-", delete=False)  # noqa: SIM115
+    file = _new_locked(folder)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield file  # type: ignore[misc]
+        yield file
     finally:
         try:
             file.close()  # writes what is buffered, which fails once more where the disk is full
@@ -44,13 +39,26 @@ def temporary_file(folder: Path) -> Iterator[BinaryIO]:
                 Path(file.name).unlink()
 
 
+def _new_locked(folder: Path) -> BinaryIO:
+    while True:
+        file = tempfile.NamedTemporaryFile(dir=folder, prefix="tmp-", delete=False)  # noqa: SIM115
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(file.name)):  # noqa: PTH116
+                    return file  # type: ignore[return-value]
+        except BaseException:
+            file.close()
+            raise
+        file.close()  # a sweep came between making and locking it: once more
+
+
 def sweep(folder: Path) -> None:
     """Remove temporary files whose process is gone: nobody holds their lock."""
     for path in folder.glob("tmp-*"):
-        with suppress(OSError), path.open("rb") as file:
-            if time.time() - path.stat().st_mtime > _SWEEP_AFTER:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
+        with suppress(OSError), path.open("r+b") as file:  # network file systems lock what is open for writing
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 @contextmanager

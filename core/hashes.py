@@ -4,14 +4,11 @@
 docs/hashes.md lists every field with test vectors.
 """
 
-import hashlib
-import os
-import stat
+import re
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from prefect_environments.core import canonical
+from prefect_environments.core import canonical, trees
 from prefect_environments.core.build import recipe
 from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.errors import DefinitionError
@@ -19,14 +16,18 @@ from prefect_environments.core.lock.model import Lock
 from prefect_environments.core.oci import digest as digests
 
 _SCHEMA = 1
-_SKIPPED = {".git", ".hg", ".svn", "__pycache__", ".venv"}
+_LOCAL = re.compile(r"(?:([^@/]*) @ )?(file:[^\s\[]*)(\[[^\]]*\])?(?:\s+(\S.*))?")
+"""`name @ file:…`, or a bare `file:…[extras]`, perhaps with a marker and hashes after it."""
 
 
-def definition_hash(definition: EnvironmentDefinition, *, default_base_image: str = "") -> str:
+def definition_hash(
+    definition: EnvironmentDefinition, *, default_base_image: str = "", default_index_url: str = ""
+) -> str:
     """What decides the image, as it was asked for: base image, requirements and where they come from, platform.
 
-    Not in it: name, description, tags, environment variables, credentials, the order and spelling of lines. Local
-    files and folders count by content, not by path. Raises `DefinitionError` where one of them cannot be read.
+    The defaults are the workspace's, and count where the definition names none. Not in it: name, description, tags,
+    environment variables, credentials, the order and spelling of lines. Local files and folders count by content, not
+    by path. Raises `DefinitionError` where one of them cannot be read.
     """
     return canonical.digest(
         {
@@ -35,9 +36,9 @@ def definition_hash(definition: EnvironmentDefinition, *, default_base_image: st
             "recipe": recipe.VERSION,
             "platform": definition.platform,
             "base-image": definition.base_image or default_base_image,
-            "requirements": sorted(map(_content, definition.requirements)),
-            "constraints": sorted(map(_content, definition.constraints)),
-            "index-url": definition.index_url,
+            "requirements": _counted(definition.requirements),
+            "constraints": _counted(definition.constraints),
+            "index-url": definition.index_url or default_index_url,
             "extra-index-urls": list(definition.extra_index_urls),
             "find-links": list(definition.find_links),
             "no-index": definition.no_index,
@@ -84,33 +85,24 @@ def record_hash(image: str, definition: EnvironmentDefinition) -> str:
     )
 
 
-def _content(line: str) -> Any:
+def _counted(lines: tuple[str, ...]) -> list[str | list[str]]:
+    return sorted(map(_content, lines), key=canonical.dumps)
+
+
+def _content(line: str) -> str | list[str]:
     """A requirement as it counts: one that names a local file or folder counts by what is in there."""
-    start = line.find("file:")
-    if start < 0 or (start > 0 and line[start - 1] not in " @"):
+    found = _LOCAL.fullmatch(line)
+    if found is None:
         return line
-    url, _, rest = line[start:].partition(" ")
-    path = Path(unquote(urlsplit(url).path))
+    name, url, extras, rest = (part or "" for part in found.groups())
+    parts = urlsplit(url)
+    path = Path(unquote(parts.path))
     try:
-        found = _folder_digest(path) if path.is_dir() else digests.of_file(path)
+        folder = path.is_dir()
+        content = trees.digest(path) if folder else digests.of_file(path)
     except OSError as error:
         raise DefinitionError(
-            f"the requirement {line!r} names {path}, which cannot be read ({error.strerror})"
+            f"the requirement {line!r} names {path}, which cannot be read ({error.strerror}); correct the path, or "
+            "build where the file is"
         ) from None
-    return f"{line[:start]}{path.name} {found} {rest}".strip()
-
-
-def _folder_digest(folder: Path) -> str:
-    """Names, kinds, executable bits and content of a folder's files; version control and caches left out."""
-    entries = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name not in _SKIPPED)
-        for name in sorted(names):
-            path = Path(parent, name)
-            mode = path.lstat().st_mode
-            relative = path.relative_to(folder).as_posix()
-            if stat.S_ISLNK(mode):
-                entries.append([relative, "link", str(path.readlink())])
-            elif stat.S_ISREG(mode):
-                entries.append([relative, "x" if mode & 0o111 else "-", digests.of_file(path)])
-    return f"sha256:{hashlib.sha256(canonical.dumps(entries)).hexdigest()}"
+    return [name, "" if folder else path.name, content, parts.fragment, extras, rest]

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from prefect_environments.core.distribution.limits import Limits
 from prefect_environments.core.errors import DefinitionError
 from prefect_environments.core.redact import remember
 from prefect_environments.core.secrets import SecretReference, SecretStore, resolve
@@ -24,6 +25,8 @@ class RegistrySettings:
     plain_http: bool = False
     ca_file: str | None = None
     """PEM file of certificate authorities to trust in addition to the system's."""
+    limits: Limits = field(default=Limits(), repr=False)
+    """How patient to be with it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "address", check_address(self.address))

@@ -55,7 +55,7 @@ async def find_registered(site: Site, definition: EnvironmentDefinition) -> Read
     Costs one request to the registry. A changed environment variable, description or tag makes a new version of
     the same image. `None` means that there is work to do. Raises the registry's errors: unreachable is no answer.
     """
-    wanted = definition_hash(site, definition)
+    wanted = definition_hash(site.workspace, definition)
     newest = await site.workspace.versions.newest(definition.name)
     if newest is None:
         return None
@@ -131,7 +131,7 @@ async def register(
         reference=reference_of(repository, built.descriptor.digest),
         digest=built.descriptor.digest,
         image_hash=built.image_hash,
-        definition_hash=definition_hash(site, definition),
+        definition_hash=definition_hash(site.workspace, definition),
         record_hash=hashes.record_hash(built.image_hash, definition),
         definition=definition.model_dump(mode="json"),
         lock_digest=attached.lock,
@@ -172,9 +172,13 @@ def ready_image(record: VersionRecord, built: BuiltImage, seconds: Mapping[str, 
     )
 
 
-def definition_hash(site: Site, definition: EnvironmentDefinition) -> str:
-    """The definition's hash in this workspace, whose default base image counts where the definition names none."""
-    return hashes.definition_hash(definition, default_base_image=site.workspace.default_base_image or "")
+def definition_hash(workspace: Workspace, definition: EnvironmentDefinition) -> str:
+    """The definition's hash in a workspace, whose base image and index count where the definition names none."""
+    return hashes.definition_hash(
+        definition,
+        default_base_image=workspace.default_base_image or "",
+        default_index_url=workspace.index_url or "",
+    )
 
 
 async def _assemble(
@@ -259,6 +263,7 @@ def _request(site: Site, definition: EnvironmentDefinition, base: LockedBase, ta
         find_links=definition.find_links,
         no_index=definition.no_index,
         pre=definition.pre,
+        only_binary=definition.only_binary,
         allow_source_builds=definition.allow_source_builds or site.workspace.allow_source_builds,
         index_credentials=site.index_credentials,
     )

@@ -55,6 +55,7 @@ async def open_store(settings: RegistrySettings, secrets: SecretStore) -> Store:
         credentials=credentials,
         plain_http=True if resolved.plain_http else None,
         ca_file=Path(resolved.ca_file) if resolved.ca_file else None,
+        limits=resolved.limits,
     )
 
 

@@ -93,8 +93,8 @@ def ready_markdown(ready: ReadyImage, built: BuiltImage | None = None) -> str:
         f"| Image | {'reused, nothing built' if ready.reused else 'built'} |",
         f"| Packages | {ready.packages} |",
         f"| Size | {megabytes(ready.size)} |",
-        f"| Layers | {ready.layers_new} new, {ready.layers_reused} reused |",
-        f"| Sent | {megabytes(ready.bytes_sent)} |",
+        *([] if ready.reused else [f"| Layers | {ready.layers_new} new, {ready.layers_reused} reused |"]),
+        *([] if ready.reused else [f"| Sent | {megabytes(ready.bytes_sent)} |"]),
         f"| Python | `{ready.python_path}` on {ready.platform} |",
         f"| Seconds | {', '.join(f'{step} {seconds:.1f}' for step, seconds in ready.seconds.items())} |",
     ]

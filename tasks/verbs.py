@@ -43,8 +43,7 @@ def resolve_environment(environment: Definition, workspace: Workspace, upgrade: 
 def hash_environment(environment: Definition, workspace: Workspace, lock: Lock | None = None) -> dict[str, str]:
     """The definition hash, and with a lock the image hash and record hash; no network."""
     definition = definition_of(environment)
-    base = workspace.default_base_image or ""
-    found = {"definition_hash": hashes.definition_hash(definition, default_base_image=base)}
+    found = {"definition_hash": steps.definition_hash(workspace, definition)}
     if lock is not None:
         found["image_hash"] = hashes.image_hash(lock)
         found["record_hash"] = hashes.record_hash(found["image_hash"], definition)

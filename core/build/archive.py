@@ -3,6 +3,7 @@
 Follows PKWARE's APPNOTE for the format and the Python packaging "binary distribution format" for what may be in it.
 """
 
+import os
 import re
 import stat
 import struct
@@ -12,6 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from isal import isal_zlib
+from isal.igzip_lib import IsalError
 
 from prefect_environments.core.build.tar import parents
 from prefect_environments.core.errors import PackageError
@@ -40,6 +44,7 @@ class Archive:
         self.label = label
         self._file = path.open("rb")
         try:
+            self._offsets: dict[int, int] = {}
             self._zip = zipfile.ZipFile(self._file)
             self.members = self._checked(path.stat().st_size)
         except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error) as error:
@@ -78,7 +83,7 @@ class Archive:
             size += len(content)
             if size > member.file_size:
                 raise self.refused(f"{member.filename} unpacks to more than the {member.file_size} bytes it declares")
-            crc = zlib.crc32(content, crc)
+            crc = isal_zlib.crc32(content, crc)
             yield raw, content
         if size != member.file_size or crc != member.CRC:
             raise self.refused(f"{member.filename} does not have the size and CRC that the archive declares")
@@ -88,24 +93,23 @@ class Archive:
             yield chunk, chunk
 
     def _inflated(self, member: zipfile.ZipInfo) -> Iterator[tuple[bytes, bytes]]:
-        inflate = zlib.decompressobj(-15)
+        inflate = isal_zlib.decompressobj(-15)  # inflates twice as fast as zlib; what comes out is the same
         try:
             for chunk in self._raw(member):
                 yield chunk, inflate.decompress(chunk, 4 * CHUNK)
                 while inflate.unconsumed_tail:
                     yield b"", inflate.decompress(inflate.unconsumed_tail, 4 * CHUNK)
-            while rest := inflate.decompress(b"", 4 * CHUNK):
+            while not inflate.eof and (rest := inflate.decompress(b"", 4 * CHUNK)):
                 yield b"", rest
-        except zlib.error as error:
+        except (IsalError, zlib.error) as error:
             raise self.refused(f"{member.filename} is not a valid DEFLATE stream ({error})") from error
         if not inflate.eof or inflate.unused_data:
             raise self.refused(f"{member.filename} is not exactly one DEFLATE stream")
 
     def _raw(self, member: zipfile.ZipInfo) -> Iterator[bytes]:
-        position, left = self._data_offset(member), member.compress_size
+        position, left = self._offsets[member.header_offset], member.compress_size
         while left:
-            self._file.seek(position)  # other members may have been read between two chunks
-            chunk = self._file.read(min(left, CHUNK))
+            chunk = os.pread(self._file.fileno(), min(left, CHUNK), position)
             if not chunk:
                 raise self.refused(f"{member.filename} is cut short")
             position += len(chunk)
@@ -193,7 +197,8 @@ class Archive:
         for member in sorted(members.values(), key=lambda m: m.header_offset):
             if member.header_offset < end:
                 raise self.refused(f"the member {member.filename!r} overlaps another one")
-            end = self._data_offset(member) + member.compress_size
+            self._offsets[member.header_offset] = self._data_offset(member)
+            end = self._offsets[member.header_offset] + member.compress_size
         if end > self._zip.start_dir:
             raise self.refused("a member reaches into the archive's directory")
 

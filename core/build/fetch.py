@@ -76,7 +76,11 @@ class WheelCache:
         if package.url is None:
             await self._from_store(package, path)
             return
-        address = urlsplit(package.url)
+        try:
+            address = urlsplit(package.url)
+        except ValueError:
+            message = f"the lock's address of {package.filename} is no URL; build with upgrade=True to resolve afresh"
+            raise PackageError(message) from None
         if address.scheme == "file":
             with files.storage(f"reading the wheel {package.filename}", Path(unquote(address.path))):
                 content = await asyncio.to_thread(Path(unquote(address.path)).read_bytes)

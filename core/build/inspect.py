@@ -17,6 +17,7 @@ from prefect_environments.core.errors import BaseImageError, ImageError
 from prefect_environments.core.lock.target import Platform, Target
 from prefect_environments.core.oci.descriptor import LAYER_ZSTD, Descriptor
 from prefect_environments.core.oci.image import oci_layer
+from prefect_environments.core.oci.validate import check_end
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _READ_MAX = 256 * 1024 * 1024  # a larger interpreter or libc is none
@@ -128,6 +129,7 @@ def _scan(path: Path, facts: Facts) -> None:
                 _note(archive, member, name, facts)
                 if not member.isdir():
                     hidden.add(name)
+        check_end(archive)
     facts.hidden |= hidden
     facts.opaque |= opaque
 

@@ -67,7 +67,7 @@ class _Installation:
         self.dist_info = self._find_dist_info(filename)
         self.data_folder = self.dist_info.removesuffix(".dist-info") + ".data"
         prefix = recipe.PREFIX.strip("/")
-        project = self.dist_info.split("-")[0]
+        project = canonicalize_name(self.dist_info.split("-")[0])
         self.schemes = {
             "purelib": self.site_packages,
             "platlib": self.site_packages,
@@ -187,7 +187,9 @@ class _Installation:
         self.found[path] = content
 
     def _note(self, path: str, digest: str, size: int | str) -> None:
-        self.record.append((posixpath.relpath(path, self.site_packages), digest, str(size)))
+        inside = f"{self.site_packages}/"
+        name = path.removeprefix(inside) if path.startswith(inside) else posixpath.relpath(path, self.site_packages)
+        self.record.append((name, digest, str(size)))
 
     def _hash(self, member: ZipInfo) -> str:
         hasher = hashlib.sha256()

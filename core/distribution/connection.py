@@ -3,36 +3,18 @@
 import asyncio
 import ssl
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from yarl import URL
 
+from prefect_environments.core.distribution.limits import Limits
 from prefect_environments.core.distribution.reference import is_loopback
 from prefect_environments.core.errors import RegistryError
 from prefect_environments.core.redact import remember
 
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How patient the client is, and how much it does at once. Times are in seconds."""
-
-    connect: float = 10.0
-    """To open a connection, TLS included."""
-    stall: float = 60.0
-    """Without any progress on a socket."""
-    commit: float = 300.0
-    """For the answer after a body was sent: a registry may copy a big blob to its storage first."""
-    attempts: int = 5
-    """Tries of a step that may be repeated, the first included."""
-    backoff: float = 0.25
-    """Before the first repetition; doubled each time up to 8 s, with jitter."""
-    transfers: int = 8
-    """Blob uploads at once, and as many downloads."""
-    requests: int = 16
-    """Requests at once."""
+__all__ = ["Limits", "Stall", "open_session", "proxy_for", "tls_context"]
 
 
 def open_session() -> aiohttp.ClientSession:

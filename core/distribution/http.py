@@ -235,7 +235,8 @@ class Transport:
         answer_limit = limits.stall if body is None or request.is_token_request else limits.commit
         with self.mapped(request, url):
             try:
-                async with asyncio.timeout(None) as timer:
+                # With a body the limit moves on with each piece of it; a head that trickles in has no such excuse.
+                async with asyncio.timeout(limits.connect + answer_limit) as timer:
                     data = None
                     if body is not None:
                         headers["Content-Length"] = str(body.size)
@@ -274,11 +275,12 @@ class Transport:
         limit = request.limit if expected else _ERROR_LIMIT
         pieces, size = [], 0
         with self.mapped(request, response.url):
-            async for piece in response.content.iter_any():
-                pieces.append(piece)
-                size += len(piece)
-                if size > limit:
-                    break
+            async with asyncio.timeout(self.limits.answer):
+                async for piece in response.content.iter_any():
+                    pieces.append(piece)
+                    size += len(piece)
+                    if size > limit:
+                        break
         if size > limit and expected:
             raise RegistryError(
                 f"{request.where}: {request.step} was answered with more than {limit} bytes, which is refused; "

@@ -29,16 +29,14 @@ async def run(arguments: Sequence[str], *, env: Mapping[str, str], cwd: Path, se
 
     Raises `ResolveError` if it cannot be started or takes too long.
     """
+    start = asyncio.create_task(_start(arguments, env, cwd))
     try:
-        process = await asyncio.create_subprocess_exec(
-            *arguments,
-            env=dict(env),
-            cwd=cwd,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
+        process = await asyncio.shield(start)
+    except asyncio.CancelledError:
+        # asyncio, cancelled while it starts a process, would kill that one and not its children.
+        with suppress(OSError):
+            await _end(await start)
+        raise
     except OSError as error:
         tool = Path(arguments[0]).name
         raise ResolveError(f"{tool} cannot be started ({error.strerror}); install it where this runs") from error
@@ -51,11 +49,36 @@ async def run(arguments: Sequence[str], *, env: Mapping[str, str], cwd: Path, se
             f"{what} took longer than {seconds:g} seconds and was stopped; is an index slow or unreachable?"
         ) from None
     finally:
-        # A helper of the tool may live on after it: the group goes whatever the way out.
+        await _end(process)
+    return Finished(process.returncode or 0, _text(stdout), _text(stderr))
+
+
+async def _start(arguments: Sequence[str], env: Mapping[str, str], cwd: Path) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *arguments,
+        env=dict(env),
+        cwd=cwd,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill what is left of the group, whatever the way out: a child of the tool may live on after it.
+
+    Again and again for some seconds, because a child that starts at that very moment can miss the first signal; it
+    would hold the pipes open, and Python waits for those too."""
+    for _ in range(50):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
-    return Finished(process.returncode or 0, _text(stdout), _text(stderr))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await process.wait()
+                break
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _text(raw: bytes) -> str:

@@ -24,6 +24,8 @@ class ResolveRequest:
     find_links: tuple[str, ...] = ()
     no_index: bool = False
     pre: bool = False
+    only_binary: tuple[str, ...] = ()
+    """Packages (or `:all:`) whose sources are not looked at: an older version with a wheel wins over a newer one."""
     preferences: Lock | None = None
     """The previous version's lock: its versions and files are kept where they still satisfy the request."""
     upgrade: bool = False

@@ -4,11 +4,8 @@ The sources' own code runs here. What it makes is taken only if it is for any pl
 need not run in the image; that is a Dockerfile's work."""
 
 import asyncio
-import hashlib
 import json
-import os
 import shutil
-import stat
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -20,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 import aiohttp
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
+from prefect_environments.core import trees
 from prefect_environments.core.errors import NoFittingWheel, PackageError, ResolveError
 from prefect_environments.core.files import storage, write_atomically
 from prefect_environments.core.lock import process, urls, wheels
@@ -31,7 +29,6 @@ from prefect_environments.core.oci import digest as digests
 SOURCE_DATE_EPOCH = "315532800"
 """The first moment that a zip archive can tell (1980-01-01): equal sources give equal wheels."""
 
-_LEFT_OUT = {".git", ".hg", ".svn", "__pycache__", ".venv", ".tox", ".nox", ".mypy_cache", ".ruff_cache"}
 _OUTPUT_SHOWN = 6_000  # characters of a failed build's output: enough for the traceback
 
 
@@ -112,30 +109,9 @@ def source_key(source: SourcePackage) -> str:
         return f"git:{urls.clean(source.url)}:{source.commit}:{source.subdirectory or ''}"
     folder = _local_path(source.url)
     try:
-        return f"directory:{_directory_digest(folder)}:{source.subdirectory or ''}"
+        return f"directory:{trees.digest(folder)}:{source.subdirectory or ''}"
     except OSError as error:
         raise ResolveError(f"{source.name}: the directory {folder} cannot be read: {error.strerror}") from error
-
-
-def _directory_digest(folder: Path) -> str:
-    """Digest of names, kinds and contents; version control and caches are left out, a link counts as its text."""
-    hasher = hashlib.sha256()
-    for root, folders, names in os.walk(folder, onerror=_raise):
-        here = Path(root)
-        links = [name for name in folders if (here / name).is_symlink()]
-        folders[:] = sorted(name for name in folders if name not in _LEFT_OUT and name not in links)
-        for name in sorted(names + links):
-            path = here / name
-            link = path.is_symlink()
-            content = os.fsencode(path.readlink()) if link else path.read_bytes()
-            kind = b"link" if link else b"executable" if path.stat().st_mode & stat.S_IXUSR else b"file"
-            for part in (os.fsencode(path.relative_to(folder)), kind, content):
-                hasher.update(len(part).to_bytes(8, "big") + part)
-    return hasher.hexdigest()
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def _local_path(url: str) -> Path:
@@ -237,7 +213,7 @@ async def _unpacked(source: SourcePackage, folder: Path, settings: BuildSettings
     elif source.commit is not None:
         await _checkout(source, tree, settings)
     else:
-        ignore = shutil.ignore_patterns(*_LEFT_OUT)
+        ignore = shutil.ignore_patterns(*trees.LEFT_OUT)
         await asyncio.to_thread(shutil.copytree, _local_path(source.url), tree, symlinks=True, ignore=ignore)
     return tree / (source.subdirectory or "")
 

@@ -167,6 +167,8 @@ def _arguments(request: ResolveRequest, index_strategy: str) -> list[str]:
         arguments += ["--constraints", "constraints.in"]
     if request.pre:
         arguments += ["--prerelease", "allow"]
+    for name in request.only_binary:
+        arguments += ["--only-binary", name]
     if request.exclude_newer:
         arguments += ["--exclude-newer", request.exclude_newer]
     return arguments

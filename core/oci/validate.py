@@ -107,14 +107,17 @@ def _check_entries(archive: tarfile.TarFile, layer: Descriptor) -> None:
         if normal in seen:
             raise ImageError(f"the layer {layer.digest} has two entries {normal!r}")
         seen.add(normal)
-    _check_end(archive, layer)
+    check_end(archive)
 
 
-def _check_end(archive: tarfile.TarFile, layer: Descriptor) -> None:
-    """Only zeros follow the last entry: tarfile takes a broken header for the end, and other readers do not."""
+def check_end(archive: tarfile.TarFile) -> None:
+    """Check that only zeros follow the last entry, after a walk over all of them; raises `tarfile.ReadError`.
+
+    tarfile takes a broken header for the end of the archive, and does not read on to the checksum of gzip.
+    """
     file = archive.fileobj
     assert file is not None  # noqa: S101
     file.seek(archive.offset)
     while chunk := file.read(_CHUNK):
         if chunk.count(0) != len(chunk):
-            raise ImageError(f"the layer {layer.digest} is not a sound archive (bytes that are no entry at its end)")
+            raise tarfile.ReadError("bytes that are no entry at its end")

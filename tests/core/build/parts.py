@@ -76,8 +76,23 @@ def pack(members: Sequence[Member], *, before: bytes = b"", after: bytes = b"", 
             out.write(struct.pack("<4s5H3L2H", b"PK\3\4", 20, *numbers[:2], 0, 33, *numbers[2:], len(name), 0))
             out.write(name + packed)
         numbers = [fields[key] for key in order]
-        head = struct.pack("<4s6H3L5H2L", b"PK\1\2", 3 << 8 | 20, 20, *numbers[:2], 0, 33, *numbers[2:],
-                           len(member.name), len(member.extra), 0, 0, 0, member.mode << 16, start)  # fmt: skip
+        head = struct.pack(
+            "<4s6H3L5H2L",
+            b"PK\1\2",
+            3 << 8 | 20,
+            20,
+            *numbers[:2],
+            0,
+            33,
+            *numbers[2:],
+            len(member.name),
+            len(member.extra),
+            0,
+            0,
+            0,
+            member.mode << 16,
+            start,
+        )
         directory.write(head + member.name + member.extra)
     begin, listed = out.tell(), directory.getvalue()
     count = len(members) if total is None else total

@@ -1,0 +1,245 @@
+"""`EnvironmentDefinition`: what it refuses, its normal form, and that it is safe to store and to show as a form."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import pytest
+
+from prefect_environments.core.definition import EnvironmentDefinition
+from prefect_environments.core.environment import Environment
+from prefect_environments.core.errors import (
+    DefinitionError,
+    NameNotAllowed,
+    NotSupportedYet,
+    RequirementsError,
+    SecretError,
+)
+
+PLANTED = "hunter2-planted"
+VALIDATORS: list[Callable[[dict[str, Any]], EnvironmentDefinition]] = [
+    lambda fields: EnvironmentDefinition(**fields),
+    EnvironmentDefinition.model_validate,
+    pydantic.TypeAdapter(EnvironmentDefinition).validate_python,
+]
+
+
+def define(**fields: Any) -> EnvironmentDefinition:
+    return EnvironmentDefinition(**{"name": "train", **fields})
+
+
+def everything(error: BaseException | None) -> str:
+    """All text that a traceback of the error would show."""
+    texts = []
+    while error is not None:
+        texts.append(f"{error!r} {error}")
+        error = error.__cause__ or error.__context__
+    return " ".join(texts)
+
+
+@pytest.mark.parametrize("validate", VALIDATORS)
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, "name: Field required"),
+        ({"name": 7}, "name: Input should be a valid string"),
+        ({"requirements": 7}, "requirements: Input should be a valid tuple"),
+        ({"requirements": [7]}, "requirements must be text, got an item of type int"),
+        ({"requirements": ["pandas"], "constraints": "numpy<2"}, "constraints: Input should be a valid tuple"),
+        ({"requirements": ["pandas"], "pre": "perhaps"}, "pre: Input should be a valid boolean"),
+        ({"base_image": ["python:3.12"]}, "base_image: Input should be a valid string"),
+        ({"environment_variables": {"THREADS": 4}}, "environment_variables.THREADS: Input should be a valid string"),
+        ({"tags": None}, "tags: Input should be a valid dictionary"),
+        ({"base_imgae": "python:3.12"}, "base_imgae: Extra inputs are not permitted"),
+    ],
+)
+def test_a_wrong_type_or_an_unknown_field_is_our_error_by_every_way_in(
+    validate: Callable[[dict[str, Any]], EnvironmentDefinition], fields: dict[str, Any], said: str
+) -> None:
+    """A `DefinitionError` is no `ValueError`, so pydantic lets it through as itself."""
+    assert not issubclass(DefinitionError, ValueError)
+    with pytest.raises(DefinitionError) as caught:
+        validate(fields if fields == {} else {"name": "train", **fields})
+    assert said in str(caught.value)
+    assert "pydantic" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "-a", "a/b", "AzureML-x", "a" * 129])
+def test_a_name_that_is_not_allowed_is_refused(name: str) -> None:
+    with pytest.raises(NameNotAllowed):
+        define(name=name)
+
+
+@pytest.mark.parametrize("platform", ["linux", "windows/amd64", "linux/riscv64", ""])
+def test_an_unknown_platform_is_refused_with_those_that_are_known(platform: str) -> None:
+    with pytest.raises(DefinitionError, match="linux/amd64, linux/arm64"):
+        define(platform=platform)
+
+
+def test_several_platforms_are_refused_with_advice() -> None:
+    with pytest.raises(NotSupportedYet, match="build each on its own"):
+        define(platform="linux/amd64,linux/arm64")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"base_image_username": "ann", "base_image_password": PLANTED},
+        {"index_url": f"https://ann:{PLANTED}@packages.example.com/simple"},
+        {"index_url": f"https://{PLANTED}@packages.example.com/simple"},
+        {"extra_index_urls": [f"https://ann:{PLANTED}@packages.example.com/simple"]},
+        {"find_links": [f"https://packages.example.com/?sig={PLANTED}"]},
+        {"requirements": [f"--index-url https://ann:{PLANTED}@packages.example.com/simple"]},
+        {"requirements": [f"lib @ https://ann:{PLANTED}@packages.example.com/lib-1.0-py3-none-any.whl"]},
+        {"constraints": [f"lib @ git+https://ann:{PLANTED}@git.example.com/lib"]},
+        {"base_image": f"https://ann:{PLANTED}@registry.example.com/python:3.12"},
+        {"base_image": f"ann:{PLANTED}@registry.example.com/python@sha256:{'0' * 64}"},
+        {"environment_variables": {"API_TOKEN": PLANTED}},
+        {"environment_variables": {"DATABASE": f"postgresql://ann:{PLANTED}@db.example.com/x"}},
+        {"environment_variables": {"A": f"@Microsoft.KeyVault({PLANTED})"}},
+        {"base_image_username": "ann", "base_image_password": f"secret:{PLANTED}/"},
+        {"unknown_password": PLANTED},
+        {"base_image": [PLANTED]},
+    ],
+)
+def test_a_literal_secret_is_refused_and_shown_nowhere(fields: dict[str, Any]) -> None:
+    """Not in the message, and not in an error that hangs on it."""
+    for validate in VALIDATORS:
+        with pytest.raises((DefinitionError, SecretError)) as caught:
+            validate({"name": "train", **fields})
+        assert PLANTED not in everything(caught.value)
+
+
+def test_what_pydantic_itself_refuses_shows_no_input() -> None:
+    with pytest.raises(pydantic.ValidationError) as caught:
+        EnvironmentDefinition.model_validate_json(f'{{"name": "train", "base_image_password": "{PLANTED}')
+    assert PLANTED not in everything(caught.value)
+
+
+def test_a_user_name_without_a_password_is_refused_and_the_reverse() -> None:
+    for lonely in ({"base_image_username": "ann"}, {"base_image_password": "secret:registry"}):
+        with pytest.raises(DefinitionError, match="together or not at all"):
+            define(**lonely)
+
+
+def test_references_and_what_only_looks_like_a_secret_on_demand_are_taken() -> None:
+    definition = define(
+        base_image_username="ann",
+        base_image_password="secret:registry",
+        environment_variables={"API_TOKEN": "secret:api", "MAX_TOKENS": "64"},
+    )
+    assert definition.environment_variables["API_TOKEN"] == "secret:api"
+    assert define(environment_variables={"API_TOKEN": "none-really"}, allow_literal_secrets=True)
+
+
+def test_pasted_text_lists_and_options_among_the_lines_have_one_normal_form() -> None:
+    pasted = define(
+        requirements="""\ufeff# what we train with
+            Scikit_Learn >= 1.5,  <2   # not 2
+            --index-url https://packages.example.com/simple
+            --extra-index-url https://more.example.com/simple
+            --pre
+            --only-binary Foo.Bar
+            PANDAS[Performance]==2.0 ; python_version < '3.13'
+            """.replace("\n", "\r\n")
+    )
+    listed = define(
+        requirements=['pandas[performance]==2.0; python_version < "3.13"', "scikit-learn<2,>=1.5", "pandas[performance]==2.0;python_version<'3.13'"],
+        index_url="https://packages.example.com/simple",
+        extra_index_urls=["https://more.example.com/simple"],
+        pre=True,
+        only_binary=["foo-bar"],
+    )  # fmt: skip
+    assert pasted == listed
+    assert pasted.requirements == ('pandas[performance]==2.0; python_version < "3.13"', "scikit-learn<2,>=1.5")
+
+
+def test_options_of_lines_join_those_of_fields() -> None:
+    definition = define(
+        requirements=["--extra-index-url https://b.example.com/", "--pre", "-i https://lines.example.com/", "pip"],
+        extra_index_urls=["https://a.example.com/", "https://b.example.com/"],
+        index_url="https://field.example.com/",
+        only_binary=["numpy"],
+    )
+    assert definition.extra_index_urls == ("https://a.example.com/", "https://b.example.com/")
+    assert (definition.index_url, definition.pre, definition.only_binary) == (
+        "https://lines.example.com/",
+        True,
+        ("numpy",),
+    )
+
+
+def test_a_field_set_to_no_stays_no_beside_requirements() -> None:
+    """As a form or a JSON file may send it, in text."""
+    assert define(requirements=["pandas"], pre="false").pre is False
+
+
+@pytest.mark.parametrize("line", ["./wheels/lib.whl", "-r more.txt", "-c limits.txt", "--find-links ../wheels"])
+def test_a_line_that_depends_on_a_folder_is_refused(line: str) -> None:
+    """A definition has no folder; `Environment.from_pip_requirements` has the file's."""
+    with pytest.raises(RequirementsError, match="without a folder"):
+        define(requirements=[line])
+
+
+def test_a_definition_is_frozen() -> None:
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        define().name = "other"
+
+
+def full(tmp_path: Path) -> EnvironmentDefinition:
+    (tmp_path / "requirements.txt").write_text("numpy\n-f .\n./lib-1.0-py3-none-any.whl\n")
+    (tmp_path / "lib-1.0-py3-none-any.whl").write_bytes(b"")
+    environment = Environment.from_pip_requirements("train", tmp_path / "requirements.txt")
+    environment.environment_variables |= {"OMP_NUM_THREADS": "4", "TOKEN": "secret:api"}
+    environment.tags["team"] = "vision"
+    return environment.definition().model_copy(update={"conda_channels": ("conda-forge",)})
+
+
+def test_its_json_is_plain_and_reads_back_equal(tmp_path: Path) -> None:
+    definition = full(tmp_path)
+    text = definition.model_dump_json()
+    assert EnvironmentDefinition.model_validate_json(text) == definition
+    assert EnvironmentDefinition(**json.loads(text)) == definition
+    assert EnvironmentDefinition(**definition.model_dump()) == definition
+
+
+def test_an_environment_is_taken_where_a_definition_is_wanted(tmp_path: Path) -> None:
+    environment = Environment("train")
+    environment.docker.base_image = "registry.example.com/python:3.12"
+    adapter = pydantic.TypeAdapter(EnvironmentDefinition)
+    assert adapter.validate_python(environment) == environment.definition()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("conda_channels", ["conda-forge"]),
+        ("conda_dependencies", ["numpy"]),
+        ("dockerfile", "FROM python:3.12"),
+        ("build_context", "context"),
+        ("user_managed", True),
+        ("interpreter_path", "/usr/bin/python3"),
+    ],
+)
+def test_what_a_later_release_builds_is_kept_but_not_built(field: str, value: Any) -> None:
+    definition = define(**{field: value})
+    with pytest.raises(NotSupportedYet, match=rf"'train' sets {field}, .* not built by this release"):
+        definition.check_buildable()
+
+
+def test_requirements_on_a_base_image_are_buildable() -> None:
+    define(base_image="python:3.12-slim", requirements=["pandas"], constraints=["numpy<2"]).check_buildable()
+
+
+def test_the_schema_makes_a_form_without_choices_of_type() -> None:
+    """Prefect's form shows a plain input for one type; only the name must be filled in; every field says what it is."""
+    schema = EnvironmentDefinition.model_json_schema()
+    assert schema["required"] == ["name"]
+    assert schema["additionalProperties"] is False
+    assert "$defs" not in schema
+    for name, field in schema["properties"].items():
+        assert field["type"] in ("string", "boolean", "array", "object"), name
+        assert field["description"].endswith(".") or name == "requirements", name
+        assert field.get("items", {"type": "string"}) == {"type": "string"}, name

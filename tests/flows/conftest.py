@@ -1,0 +1,50 @@
+"""Workspaces and wheels for the tests of flows and tasks."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect.logging.handlers import APILogWorker
+
+from prefect_environments import ContainerRegistry, Workspace
+from tests.flows.parts import unique, wheel_folder
+from tests.support.registry import Registry
+
+
+@pytest.fixture(scope="session", autouse=True)
+def server(prefect_server: str) -> Iterator[None]:
+    """The server of all runs; it gets their last log lines before it ends, else each process waits for it in vain."""
+    yield
+    APILogWorker.drain_all(timeout=30)
+
+
+@pytest.fixture
+def wheels(tmp_path: Path) -> Path:
+    """A folder with the wheels of a small environment."""
+    return wheel_folder(tmp_path / "wheels")
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Workspace:
+    """A workspace in a folder: images and versions."""
+    return Workspace.local(tmp_path / "workspace")
+
+
+@pytest.fixture
+def remote(prefect_server: str, open_registry: Registry) -> Workspace:
+    """An unsaved workspace in the open registry; its versions are on the Prefect API."""
+    registry = ContainerRegistry(address=open_registry.address, plain_http=True)
+    return Workspace(name=unique("Team"), registry=registry, repository_prefix=unique("environments"))
+
+
+@pytest.fixture
+def run_logs() -> Iterator[None]:
+    """Runs log as they do for users: the session's tests are quieter."""
+    loggers = [logging.getLogger("prefect.flow_runs"), logging.getLogger("prefect.task_runs")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.INFO)
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
