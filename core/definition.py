@@ -166,7 +166,7 @@ class EnvironmentDefinition(BaseModel):
 
 
 def _merged(given: Any, found: Any) -> Any:
-    """An option of its field and of the lines: lists are joined, else the lines win. A wrong type is left to be refused."""
+    """An option of its field and of the lines: lists are joined, else the lines win; a wrong type is left as it is."""
     if not given or not isinstance(found, tuple):
         return found
     return tuple(dict.fromkeys((*given, *found))) if isinstance(given, list | tuple) else given

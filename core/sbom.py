@@ -1,6 +1,7 @@
 """A bill of materials from the lock (CycloneDX 1.5): the same lock gives the same bytes."""
 
 from typing import Any
+from urllib.parse import quote
 
 from prefect_environments.core import canonical
 from prefect_environments.core.lock.model import Lock, LockedPackage
@@ -29,7 +30,7 @@ def write_sbom(lock: Lock) -> bytes:
 
 
 def _component(package: LockedPackage) -> dict[str, Any]:
-    purl = f"pkg:pypi/{package.name}@{package.version}"
+    purl = f"pkg:pypi/{package.name}@{quote(package.version, safe='')}"  # a local version has a +
     return {
         "type": "library",
         "bom-ref": purl,

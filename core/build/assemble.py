@@ -38,6 +38,9 @@ from prefect_environments.core.progress import SILENT, Progress
 BASE_NAME = "org.opencontainers.image.base.name"
 BASE_DIGEST = "org.opencontainers.image.base.digest"
 
+_BLOB_MISSING = {"MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN", "MANIFEST_INVALID"}
+"""What registries answer to a manifest that names a blob they don't have (distribution-spec, "Error Codes")."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -90,8 +93,8 @@ class Assembler:
         """
         try:
             return await self._assemble(lock, tag)
-        except NotFound as error:
-            if not self.known:
+        except RegistryError as error:
+            if not self.known or not (isinstance(error, NotFound) or error.code in _BLOB_MISSING):
                 raise
             # a layer of an earlier image is gone (pruned, or another registry behind the same name)
             logger.warning("a known layer is missing in %s, looking at each one: %s", self.target.name, error)

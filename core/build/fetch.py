@@ -13,6 +13,7 @@ import aiohttp
 
 from prefect_environments.core import files
 from prefect_environments.core.errors import PackageError
+from prefect_environments.core.lock import urls
 from prefect_environments.core.lock.model import LockedPackage
 from prefect_environments.core.lock.source_builds import WheelStore
 
@@ -129,19 +130,8 @@ class WheelCache:
             files.write_atomically(path, content, self.folder)
 
     def _auth(self, url: str) -> aiohttp.BasicAuth | None:
-        address = urlsplit(url)
-        if address.username is not None:
-            return None  # the address carries its own
-        for place, (user, password) in self._credentials.items():
-            if place in (address.hostname, address.netloc) or _is_below(url, place):
-                return aiohttp.BasicAuth(user, password)
-        return None
-
-
-def _is_below(url: str, prefix: str) -> bool:
-    """Whether `url` is on the same server as the index at `prefix`: indexes keep files beside their pages."""
-    own, other = urlsplit(url), urlsplit(prefix)
-    return bool(other.netloc) and (own.scheme, own.netloc) == (other.scheme, other.netloc)
+        login = urls.credentials_for(url, self._credentials)
+        return aiohttp.BasicAuth(*login) if login else None
 
 
 def _check_size(package: LockedPackage, size: int, *, finished: bool) -> None:

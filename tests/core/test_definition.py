@@ -146,12 +146,16 @@ def test_pasted_text_lists_and_options_among_the_lines_have_one_normal_form() ->
             """.replace("\n", "\r\n")
     )
     listed = define(
-        requirements=['pandas[performance]==2.0; python_version < "3.13"', "scikit-learn<2,>=1.5", "pandas[performance]==2.0;python_version<'3.13'"],
+        requirements=[
+            'pandas[performance]==2.0; python_version < "3.13"',
+            "scikit-learn<2,>=1.5",
+            "pandas[performance]==2.0;python_version<'3.13'",
+        ],
         index_url="https://packages.example.com/simple",
         extra_index_urls=["https://more.example.com/simple"],
         pre=True,
         only_binary=["foo-bar"],
-    )  # fmt: skip
+    )
     assert pasted == listed
     assert pasted.requirements == ('pandas[performance]==2.0; python_version < "3.13"', "scikit-learn<2,>=1.5")
 

@@ -148,7 +148,9 @@ def test_a_dictionary_of_it_is_its_stored_form() -> None:
         (None, "registry.example.com", ""),
     ],
 )
-def test_a_base_image_is_joined_to_its_registrys_address(image: str | None, address: str | None, reference: str) -> None:
+def test_a_base_image_is_joined_to_its_registrys_address(
+    image: str | None, address: str | None, reference: str
+) -> None:
     environment = Environment("train")
     environment.docker.base_image = image
     environment.docker.base_image_registry.address = address

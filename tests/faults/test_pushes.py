@@ -32,7 +32,7 @@ BASE_MANIFEST = r"^GET /v2/base/.*/manifests/"
 BASE_CONFIG = r"^GET /v2/base/.*/blobs/"
 BASE_LAYER = BASE_CONFIG
 CHECK = r"^HEAD .*/demo/manifests/"
-REFERRERS = r"^GET .*/demo/referrers/"
+FALLBACK = r"^GET .*/demo/manifests/sha256-"
 ANY = r"^"
 NO_MOUNTS = Rule(MOUNT, p.unmounted, None)
 SOON = format_datetime(datetime.now(UTC) + timedelta(seconds=1), usegmt=True)
@@ -46,7 +46,7 @@ PASSING: dict[str, list[Rule]] = {
     "500 to the manifest": [Rule(TAG, p.status(500), 2)],
     "503 to the check of the tag": [Rule(CHECK, p.status(503), 2)],
     "502 to the mount": [Rule(MOUNT, p.status(502), 2)],
-    "504 to the list of referrers": [Rule(REFERRERS, p.status(504))],
+    "504 to the index of referrers": [Rule(FALLBACK, p.status(504))],
     "429 with seconds": [Rule(SESSION, p.status(429, {"Retry-After": "1"}))],
     "429 with a date": [Rule(UPLOAD, p.status(429, {"Retry-After": SOON}))],
     "429 with nonsense": [Rule(TAG, p.status(429, {"Retry-After": "when it rains"}))],

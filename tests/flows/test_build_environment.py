@@ -50,9 +50,7 @@ def test_a_folder_holds_the_whole_workspace(
     assert (again.version, again.reference, again.digest) == (1, ready.reference, ready.digest)
 
 
-def test_a_run_shows_what_it_did(
-    base_layout: BaseLayout, wheels: Path, remote: Workspace, run_logs: None
-) -> None:
+def test_a_run_shows_what_it_did(base_layout: BaseLayout, wheels: Path, remote: Workspace, run_logs: None) -> None:
     """Name, few task runs, progress, a result table, core's log lines, and the version's document on the API."""
     definition = define(base_layout, wheels, "spam", "ham")
     ready, run = finished(build_environment(definition, remote, return_state=True))
@@ -215,9 +213,7 @@ def test_a_registry_that_is_down_fails_after_one_more_try(
     assert task.run_count == 2
 
 
-def test_a_registry_that_went_down_is_no_hit(
-    base_layout: BaseLayout, wheels: Path, local: Workspace
-) -> None:
+def test_a_registry_that_went_down_is_no_hit(base_layout: BaseLayout, wheels: Path, local: Workspace) -> None:
     """A registered version whose registry does not answer is an error: neither a yes nor a build."""
     definition = define(base_layout, wheels)
     build_environment(definition, local)
