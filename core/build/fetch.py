@@ -130,6 +130,8 @@ class WheelCache:
             files.write_atomically(path, content, self.folder)
 
     def _auth(self, url: str) -> aiohttp.BasicAuth | None:
+        if urls.user_info(url) is not None:
+            return None  # the address carries its own
         login = urls.credentials_for(url, self._credentials)
         return aiohttp.BasicAuth(*login) if login else None
 

@@ -58,9 +58,7 @@ async def test_an_added_package_sends_one_layer_from_a_worker_without_a_cache(
     ]
     assert second.image is not None and second.image.bytes_sent < added[1] + 8000  # blobs of the image: layer, config
     assert second.traffic.bytes_sent < added[1] + 40_000  # everything, texts and manifests included
-    assert second.traffic.requests == len([line for line in seen if line.startswith("GET /v2/ ")]) + len(
-        [line for line in seen if not line.startswith("GET /v2/ ")]
-    )
+    assert second.traffic.requests == len(seen)  # what is reported is what the registry saw
 
 
 async def test_another_environment_takes_the_layers_by_mounting(
@@ -82,12 +80,11 @@ async def test_another_environment_takes_the_layers_by_mounting(
 async def test_a_registered_definition_needs_three_requests_and_no_index(
     own: Team, fresh_registry: Registry, define: Define, wheels: Path, tmp_path: Path
 ) -> None:
-    """The index is switched off and no resolver can start; the registry is still asked whether the image is there."""
+    """The index is switched off, and the registry is still asked whether the image is there."""
     with serve_index(wheels) as index:
         wanted = define("alpha", base_image="", find_links=(), no_index=False, index_url=index.url)
         first = await build(own, wanted, tmp_path / "cache")
-    with requests_of(fresh_registry) as seen, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", str(tmp_path / "nothing-here"))
+    with requests_of(fresh_registry) as seen:
         warm = await build(own, wanted, tmp_path / "empty-cache")
     assert warm.lock is None and warm.ready.reused
     assert seen == [f"HEAD /v2/{DEMO}/manifests/{first.ready.digest}"]
