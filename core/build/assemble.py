@@ -64,6 +64,14 @@ class Assembled:
     bytes_sent: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Contents:
+    """The paths in a layer by package, and the overlaps among these packages."""
+
+    overlaps: list[Overlap]
+    paths: dict[str, list[str]]
+
+
 @dataclass(slots=True)
 class Assembler:
     """Puts images together in one repository.
@@ -81,8 +89,8 @@ class Assembler:
     """Digests of base layers that the target repository is known to have."""
     progress: Progress = SILENT
     _converting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(max(2, os.cpu_count() or 2)))
-    _overlaps: list[Overlap] = field(default_factory=list)
-    _owners: dict[str, str] = field(default_factory=dict)
+    _built: dict[str, _Contents] = field(default_factory=dict)
+    """What is in the layers that were built now, by layer key."""
     _sent: int = 0
 
     async def assemble(self, lock: Lock, tag: str) -> Assembled:
@@ -121,7 +129,7 @@ class Assembler:
         await self._send_bytes(image.manifest.config, image.config)
         await self.target.put_manifest(image.content, types.IMAGE_MANIFEST, tag=tag)
         reports = (*bases, skeleton[1], *(report for _, report in layers))
-        return Assembled(image, reports, tuple(self._overlaps), self._sent)
+        return Assembled(image, reports, self._overlaps(planned), self._sent)
 
     def _announce(self, planned: list[PlannedLayer]) -> None:
         wanted = [p for layer in planned if layer.key not in self.known for p in layer.packages]
@@ -171,11 +179,10 @@ class Assembler:
         paths = await gather(self.wheels.get(package) for package in planned.packages)
         with files.storage("writing a layer", self.scratch), files.temporary_file(self.scratch) as file:
             async with self._converting:
-                blob, overlaps, contents = await asyncio.to_thread(
+                blob, self._built[planned.key] = await asyncio.to_thread(
                     _convert, list(zip(planned.packages, paths, strict=True)), lock, file
                 )
             file.flush()
-            self._note_overlaps(overlaps, contents)
             layer = catalogs.annotated(planned.key, blob, planned.title)
             await self.target.write_blob(layer.descriptor, Path(file.name), on_bytes=self._count)
         if self.catalog is not None:
@@ -194,23 +201,23 @@ class Assembler:
     async def _send_bytes(self, descriptor: Descriptor, content: bytes) -> None:
         await self.target.write_blob(descriptor, content, on_bytes=self._count)
 
-    def _note_overlaps(self, overlaps: list[Overlap], contents: dict[str, list[str]]) -> None:
-        """Files of several packages, within this layer and among the layers that were built now."""
-        self._overlaps += overlaps
-        for name, paths in contents.items():
-            for path in paths:
-                other = self._owners.setdefault(path, name)
-                if other not in contents:
-                    self._overlaps.append(Overlap(path, other, name))
+    def _overlaps(self, planned: list[PlannedLayer]) -> tuple[Overlap, ...]:
+        """Files of several packages, within a layer and among the layers that were built now; the upper layer wins."""
+        owners: dict[str, str] = {}
+        found: list[Overlap] = []
+        for built in (self._built[layer.key] for layer in planned if layer.key in self._built):
+            found += built.overlaps
+            own = [(path, name) for name, paths in built.paths.items() for path in paths]
+            found += [Overlap(path, owners[path], name) for path, name in own if path in owners]
+            owners |= own
+        return tuple(found)
 
     def _count(self, size: int) -> None:
         self._sent += size
         self.progress.sent(size)
 
 
-def _convert(
-    given: list[tuple[LockedPackage, Path]], lock: Lock, file: BinaryIO
-) -> tuple[LayerBlob, list[Overlap], dict[str, list[str]]]:
+def _convert(given: list[tuple[LockedPackage, Path]], lock: Lock, file: BinaryIO) -> tuple[LayerBlob, _Contents]:
     with ExitStack() as stack:
         wheels = []
         for package, path in given:
@@ -218,7 +225,7 @@ def _convert(
             stack.callback(wheel.close)
             wheels.append((package.name, wheel))
         blob, overlaps = write_wheels(wheels, file)
-        return blob, overlaps, {name: list(wheel.contents) for name, wheel in wheels}
+        return blob, _Contents(overlaps, {name: list(wheel.contents) for name, wheel in wheels})
 
 
 def environment(base: BaseImage) -> dict[str, str | None]:

@@ -11,7 +11,7 @@ from yarl import URL
 
 from prefect_environments.core.distribution.content import Content
 from prefect_environments.core.distribution.failures import Again, error_of
-from prefect_environments.core.distribution.messages import Request
+from prefect_environments.core.distribution.messages import DAMAGED, Request
 from prefect_environments.core.distribution.place import Place
 from prefect_environments.core.distribution.reference import check_path
 from prefect_environments.core.errors import DigestMismatch, NotFound, RegistryAuthError, RegistryError
@@ -72,7 +72,9 @@ async def read(place: Place, descriptor: Descriptor) -> AsyncIterator[bytes]:
                 await place.transport.pause(failure, attempt, started)
     found = f"{descriptor.digest.partition(':')[0]}:{hasher.hexdigest()}"
     if found != descriptor.digest:
-        raise DigestMismatch(f"{place.name}: blob {descriptor.digest} came with wrong bytes, their digest is {found}")
+        raise DigestMismatch(
+            f"{place.name}: download of blob {descriptor.digest} gave wrong bytes, their digest is {found}; {DAMAGED}"
+        )
     if held:
         yield held
 
@@ -98,7 +100,9 @@ async def _from(place: Place, descriptor: Descriptor, start: int) -> AsyncIterat
             skipped = max(0, start - position)
             position += len(piece)
             if position > size:
-                raise DigestMismatch(f"{place.name}: blob {descriptor.digest} has more than its {size} bytes")
+                raise DigestMismatch(
+                    f"{place.name}: download of blob {descriptor.digest} gave more than its {size} bytes; {DAMAGED}"
+                )
             if wanted := piece[skipped:]:
                 yield wanted
         if position < size:
@@ -111,19 +115,23 @@ def _check_range(place: Place, descriptor: Descriptor, start: int, response: aio
     """Where in the blob the response's body starts. Raises `DigestMismatch` if its length tells that it is wrong."""
     size, length = descriptor.size, response.content_length
     if response.status == 416:
-        raise DigestMismatch(f"{place.name}: blob {descriptor.digest} ends at {start} of its {size} bytes")
+        raise DigestMismatch(
+            f"{place.name}: download of blob {descriptor.digest} ends at {start} of its {size} bytes; {DAMAGED}"
+        )
     position = 0
     if response.status == 206:
         sent = response.headers.get("Content-Range", "")
         if not sent.startswith(f"bytes {start}-"):
             raise RegistryError(
-                f"{place.name}: asked for bytes {start}- of blob {descriptor.digest}, the registry sent {sent!r:.100}",
+                f"{place.name}: asked for bytes {start}- of blob {descriptor.digest}, the registry sent {sent!r:.100}; "
+                "a proxy before it may not know ranges, look into its settings",
                 status=206,
             )
         position = start
     if length is not None and position + length != size:
         raise DigestMismatch(
-            f"{place.name}: blob {descriptor.digest} has {position + length} bytes, but its descriptor says {size}"
+            f"{place.name}: download of blob {descriptor.digest} has {position + length} bytes, but its descriptor "
+            f"says {size}; {DAMAGED}"
         )
     return position
 
@@ -156,8 +164,7 @@ async def write(
 async def _send(place: Place, descriptor: Descriptor, body: Content) -> None:
     """One upload session: POST, then one PUT with the whole blob."""
     digest, step = descriptor.digest, f"upload of blob {descriptor.digest}"
-    start = place.request("POST", "blobs/uploads/", step, actions=_PUSH, expect={202})
-    location = place.transport.resolve(start, start.url, (await place.transport.once(start)).headers.get("Location"))
+    location = await _open(place, step)
     request = place.request(
         "PUT",
         _with_query(location, {"digest": digest}),
@@ -177,7 +184,26 @@ async def _send(place: Place, descriptor: Descriptor, body: Content) -> None:
         raise
     said = answer.headers.get("Docker-Content-Digest")
     if said is not None and said != digest:
-        raise DigestMismatch(f"{place.name}: {step} was stored by the registry as {said!r:.100}")
+        raise DigestMismatch(
+            f"{place.name}: {step} was stored by the registry as {said!r:.100}; try again, and look into its log"
+        )
+
+
+async def _open(place: Place, step: str) -> URL:
+    """The address of a new upload session."""
+    start = place.request("POST", "blobs/uploads/", step, actions=_PUSH, expect={202})
+    asked = asyncio.ensure_future(place.transport.once(start))
+    try:
+        answer = await asyncio.shield(asked)
+    except asyncio.CancelledError:
+        # The registry may have opened the session already: only its answer tells what to cancel.
+        with suppress(Exception):
+            async with asyncio.timeout(_CLEANUP_SECONDS):
+                await cancel(place, place.transport.resolve(start, start.url, (await asked).headers.get("Location")))
+        raise
+    finally:
+        asked.cancel()
+    return place.transport.resolve(start, start.url, answer.headers.get("Location"))
 
 
 def _judge_refusal(place: Place, descriptor: Descriptor, request: Request, status: int, body: bytes) -> None:
@@ -185,8 +211,8 @@ def _judge_refusal(place: Place, descriptor: Descriptor, request: Request, statu
     code, message = error_of(body)
     if code == "DIGEST_INVALID":
         raise DigestMismatch(
-            f"{place.name}: the registry computed another digest for blob {descriptor.digest}; "
-            "the file was changed, or does not hold what its descriptor says"
+            f"{place.name}: {request.step}: the registry computed another digest; the file does not hold what its "
+            "descriptor says, or something on the way changed it: try again"
         )
     text = f"{place.name}: {request.step} was refused with HTTP {status} {code or ''}: {message:.200}"
     error = RegistryError(f"{text}. The upload session was lost; check the registry's log", status=status, code=code)

@@ -69,8 +69,8 @@ def retry_after(value: str | None) -> float | None:
 
 _ADVICE = {
     404: "Check the registry's address, the repository's path and the tag or digest",
-    405: "The registry does not allow this operation; its operator may have switched it off",
-    413: "The registry, or a proxy before it, limits the size of uploads",
+    405: "The registry does not allow this operation; ask its operator whether it is switched off",
+    413: "The registry, or a proxy before it, limits the size of uploads; ask its operator for a higher limit",
     429: "The registry limits the rate of requests; sign in or try again later",
 }
 

@@ -316,7 +316,7 @@ class Transport:
         if not usable:
             raise RegistryError(
                 f"{request.where}: {request.step} was answered with no usable address to go on ({location!r:.200}); "
-                "the registry does not follow the distribution specification"
+                "the registry does not follow the distribution specification: look into its settings and its log"
             )
         if base.scheme == "https" and url.scheme == "http":
             if url.host == self.origin.host and self.is_own(base):
@@ -326,6 +326,7 @@ class Transport:
                     query_string=url.raw_query_string, encoded=True,
                 )  # fmt: skip
             raise RegistryError(
-                f"{request.where}: {request.step} was sent on from https to plain http at {url.authority}; refused"
+                f"{request.where}: {request.step} was sent on from https to plain http at {url.authority}, refused; "
+                "correct the registry's own address in its settings"
             )
         return url

@@ -9,7 +9,7 @@ from typing import Any
 
 from prefect_environments.core.distribution import manifests
 from prefect_environments.core.distribution.failures import refused
-from prefect_environments.core.distribution.messages import Answer, Request
+from prefect_environments.core.distribution.messages import CHECK_ADDRESS, Answer, Request
 from prefect_environments.core.distribution.place import Place
 from prefect_environments.core.errors import ImageError, NotFound, RegistryError
 from prefect_environments.core.oci import digest as digests
@@ -45,9 +45,9 @@ async def _pages(place: Place, request: Request) -> AsyncIterator[Answer]:
             return
         url = place.transport.resolve(request, request.url, link)
         if not place.transport.is_own(url):
-            raise RegistryError(f"{request.where}: {request.step} goes on at another host ({url.authority}), refused")
+            raise RegistryError(f"{request.where}: {request.step} goes on at another host ({url.authority}), refused; {CHECK_ADDRESS}")
         if url in seen or len(seen) >= _PAGES:
-            raise RegistryError(f"{request.where}: {request.step} does not end: page {len(seen) + 1} repeats")
+            raise RegistryError(f"{request.where}: {request.step} does not end: page {len(seen) + 1} repeats; {CHECK_ADDRESS}")
         seen.add(url)
         request = place.request("GET", url, request.step, expect=request.expect, limit=request.limit)
 
@@ -64,7 +64,9 @@ async def tags(place: Place) -> list[str]:
         except (ValueError, RecursionError, LookupError, TypeError):
             listed = None
         if not isinstance(listed, list) or not all(isinstance(tag, str) for tag in listed):
-            raise RegistryError(f"{place.name}: listing of tags was answered with something else than tags", status=200)
+            raise RegistryError(
+                f"{place.name}: listing of tags was answered with something else than tags; {CHECK_ADDRESS}", status=200
+            )
         found.extend(listed)
     return found
 
@@ -100,7 +102,7 @@ async def referrers(place: Place, digest: str, artifact_type: str | None) -> lis
 def _descriptors(content: bytes, what: str) -> list[Descriptor]:
     listed = manifests.read_object(content, what).get("manifests")
     if not isinstance(listed, list):
-        raise ImageError(f"{what} is not an image index")
+        raise ImageError(f"{what} is not an image index; {CHECK_ADDRESS}")
     return [Descriptor.from_json(item) for item in listed]
 
 

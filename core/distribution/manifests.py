@@ -5,7 +5,7 @@ from typing import Any
 
 from prefect_environments.core.distribution.content import Content
 from prefect_environments.core.distribution.failures import error_of, refused
-from prefect_environments.core.distribution.messages import Answer, Request
+from prefect_environments.core.distribution.messages import CHECK_ADDRESS, DAMAGED, Answer, Request
 from prefect_environments.core.distribution.place import UNKNOWN, Place
 from prefect_environments.core.distribution.reference import check_reference, check_tag
 from prefect_environments.core.errors import DefinitionError, DigestMismatch, ImageError, NotFound, RegistryError
@@ -46,7 +46,9 @@ async def find(place: Place, reference: str) -> Descriptor | None:
             return None  # deleted between the two requests
     _check_said(place, reference, said)
     if is_digest and said != reference:
-        raise DigestMismatch(f"{place.name}: asked for manifest {reference}, the registry answered with {said}")
+        raise DigestMismatch(
+            f"{place.name}: asked for manifest {reference}, the registry answered with {said}; look into its log"
+        )
     return Descriptor(media_type, said, int(size[:12]))
 
 
@@ -78,7 +80,8 @@ def _check_said(place: Place, reference: str, said: str) -> None:
         digests.check(said)
     except ImageError as error:
         raise RegistryError(
-            f"{place.name}: the registry names manifest {reference} by something that is no digest: {error}"
+            f"{place.name}: the registry names manifest {reference} by something that is no digest: {error}; "
+            f"{CHECK_ADDRESS}"
         ) from None
 
 
@@ -99,12 +102,16 @@ async def get(place: Place, reference: str) -> Manifest:
         hasher = digests.hasher(expected)
         hasher.update(answer.body)
         if (found := f"{expected.partition(':')[0]}:{hasher.hexdigest()}") != expected:
-            raise DigestMismatch(f"{place.name}: manifest {reference} should be {expected}, the bytes are {found}")
+            raise DigestMismatch(
+                f"{place.name}: download of manifest {reference} gave bytes of {found} in place of {expected}; {DAMAGED}"
+            )
     data = read_object(answer.body, f"{place.name}: manifest {reference}")
     stated = data.get("mediaType")
     media_type = stated if isinstance(stated, str) and stated else _media_type(answer)
     if not media_type:
-        raise ImageError(f"{place.name}: manifest {reference} has no media type, neither in it nor in the answer")
+        raise ImageError(
+            f"{place.name}: manifest {reference} has no media type, neither in it nor in the answer; {CHECK_ADDRESS}"
+        )
     return Manifest(answer.body, Descriptor(media_type, expected or digests.of(answer.body), len(answer.body)))
 
 
@@ -115,7 +122,7 @@ def read_object(content: bytes, what: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         data = None
     if not isinstance(data, dict):
-        raise ImageError(f"{what} is not a JSON object")
+        raise ImageError(f"{what} is not a JSON object; {CHECK_ADDRESS}")
     return data
 
 
@@ -137,7 +144,10 @@ async def put(place: Place, content: bytes, descriptor: Descriptor, tag: str | N
     answer = await place.transport.fetch(request)
     said = answer.headers.get("Docker-Content-Digest")
     if said is not None and said != descriptor.digest:
-        raise DigestMismatch(f"{place.name}: manifest {descriptor.digest} was stored by the registry as {said!r:.100}")
+        raise DigestMismatch(
+            f"{place.name}: {step} ({descriptor.digest}) was stored by the registry as {said!r:.100}; "
+            "try again, and look into its log"
+        )
     return "OCI-Subject" in answer.headers
 
 

@@ -10,6 +10,12 @@ from yarl import URL
 from prefect_environments.core.errors import PrefectEnvironmentsError
 from prefect_environments.core.oci.repository import Traffic
 
+DAMAGED = "try again; if it stays so, its storage or something on the way changes bytes: push the image again"
+"""What to do about bytes that a registry gives and that are not what their digest says."""
+
+CHECK_ADDRESS = "check that a registry answers at this address, and not a proxy's or a sign-in page"
+"""What to do about answers that are none of a registry's."""
+
 Scopes = frozenset[tuple[str, str]]
 """What a token must allow: pairs of a resource such as `repository:team/image`, and an action such as `pull`."""
 

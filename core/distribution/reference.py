@@ -94,7 +94,7 @@ def _split_host(name: str) -> tuple[str, str]:
     first, slash, path = name.partition("/")
     if not slash:
         return DOCKER_HUB, f"library/{name}"
-    if not (first in ("", "localhost") or first != first.lower() or any(c in first for c in ".:[")):
+    if not (first.lower() in ("", "localhost") or any(c in first for c in ".:[")):
         return DOCKER_HUB, name
     if first.lower() in _DOCKER_HUB_NAMES:
         return DOCKER_HUB, path if "/" in path else f"library/{path}"

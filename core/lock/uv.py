@@ -38,7 +38,7 @@ from packaging.utils import canonicalize_name
 from uv import find_uv_bin
 
 from prefect_environments.core.errors import NoFittingWheel, ResolveError
-from prefect_environments.core.lock import process, pylock, source_builds, urls, uv_environment, wheels
+from prefect_environments.core.lock import process, pylock, sizes, source_builds, urls, uv_environment, wheels
 from prefect_environments.core.lock.model import Lock, LockedPackage
 from prefect_environments.core.lock.resolver import ResolveRequest
 from prefect_environments.core.lock.target import ARCHITECTURES, Target
@@ -93,8 +93,10 @@ class UvResolver:
             preferences = None if request.upgrade else request.preferences
             chosen = wheels.choose(document, request.target, preferences=preferences, hashes=hashes)
             built = await self._build(request, chosen.missing, env, hashes) if chosen.missing else ()
+            known = {package.sha256: package.size for package in preferences.packages} if preferences else {}
+            sized = await sizes.complete(chosen.packages, uv_environment.credentials(request), known)
         requested = tuple(urls.without_user_info(line) for line in request.packages)
-        return Lock(request.base, request.target, (*chosen.packages, *built), requested)
+        return Lock(request.base, request.target, (*sized, *built), requested)
 
     async def _compile(
         self, request: ResolveRequest, lines: tuple[str, ...], env: dict[str, str], folder: Path

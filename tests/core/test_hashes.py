@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -359,13 +360,14 @@ def test_canonical_json_is_json_in_ascii_whatever_the_order_of_keys(value: Any) 
 def test_values_that_run_into_each_other_are_different(text: str, cut: int, other: int) -> None:
     """The same letters, cut at different places into neighbouring fields, list items, names and values."""
     one, two = ((text[:at], text[at:]) for at in (min(cut, len(text)), min(other, len(text))))
-    for build in (
+    builds: list[Callable[[str, str], str]] = [
         lambda a, b: hashes.record_hash(IMAGE, define(description=a, tags={"a": b})),
         lambda a, b: hashes.record_hash(IMAGE, define(tags={a: b})),
         lambda a, b: hashes.definition_hash(define(base_image=a, dockerfile=b)),
         lambda a, b: hashes.definition_hash(define(conda_channels=[a, b])),
         lambda a, b: hashes.image_hash(replace(LOCK, target=replace(LOCK.target, python=a, interpreter=b))),
-    ):
+    ]
+    for build in builds:
         assert (build(*one) == build(*two)) == (one == two)
 
 

@@ -1,14 +1,17 @@
 """Workspaces and wheels for the tests of flows and tasks."""
 
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.logging.handlers import APILogWorker
 
 from prefect_environments import ContainerRegistry, Workspace
-from tests.flows.parts import unique, wheel_folder
+from tests.flows.parts import prefect, unique, wheel_folder
 from tests.support.registry import Registry
 
 
@@ -48,3 +51,13 @@ def run_logs() -> Iterator[None]:
     yield
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def deployed(server: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The work pool `default`, and in it what prefect.yaml deploys, from a folder that holds nothing else."""
+    folder = tmp_path_factory.mktemp("deploy")
+    shutil.copy(Path(__file__).parents[2] / "prefect.yaml", folder)
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="default", type="process"), overwrite=True)
+    return prefect("deploy", "--all", folder=folder)

@@ -1,5 +1,8 @@
 """What the tests of flows and tasks share: tiny wheels, definitions of them, and what a run left on the server."""
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,14 @@ from prefect.client.schemas.filters import (
     LogFilterFlowRunId,
 )
 from prefect.client.schemas.objects import Artifact, FlowRun, TaskRun
+from prefect.deployments import run_deployment
 from prefect.logging.handlers import APILogWorker
 
 from prefect_environments import EnvironmentDefinition
 from tests.support.base import BaseLayout
 from tests.support.wheels import make_wheel
+
+DEPLOYMENT = "build-environment/build-environment"
 
 
 def unique(prefix: str) -> str:
@@ -81,3 +87,30 @@ class Run:
                 return text
             time.sleep(0.1)
         raise AssertionError(f"the log of flow run {self.id} has no {last!r}: {text}")
+
+
+def prefect(*arguments: str, folder: Path, **variables: str) -> str:
+    """Run Prefect's command line in a folder; gives all that it prints. Fails with that if the command does."""
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
+        cwd=folder,
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def run_by_worker(parameters: dict[str, Any], folder: Path) -> tuple[Run, str]:
+    """Run the deployment with plain JSON by a process worker that ends after it; the run, and what that printed."""
+    queue = unique("queue")  # the workers of other tests leave it alone
+    created = run_deployment(DEPLOYMENT, parameters=parameters, timeout=0, work_queue_name=queue)
+    assert isinstance(created, FlowRun)
+    folder.mkdir()
+    command = ["worker", "start", "--pool", "default", "--type", "process", "--run-once", "--work-queue", queue]
+    printed = prefect(*command, folder=folder, PREFECT_LOGGING_LEVEL="INFO")
+    assert str(created.id) in printed
+    return Run(created.id), printed

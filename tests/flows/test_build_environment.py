@@ -184,10 +184,10 @@ def test_what_cannot_be_built_fails_at_once_in_one_task_run(
     says: str,
     base_layout: BaseLayout,
     wheels: Path,
-    local: Workspace,
 ) -> None:
     """No retry, and the run's state has our message."""
-    state = build_environment(define(base_layout, wheels, **wrong), local, return_state=True)
+    workspace = Workspace.local(wheels.parent / "workspace")
+    state = build_environment(define(base_layout, wheels, **wrong), workspace, return_state=True)
     run = Run(state.state_details.flow_run_id)
     with pytest.raises(error, match=says):
         state.result()

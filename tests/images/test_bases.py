@@ -10,7 +10,17 @@ from prefect_environments.core.errors import BaseImageError, NotFound, NotSuppor
 from prefect_environments.core.oci import descriptor as types
 from prefect_environments.core.oci.layout import Layout
 from tests.images.conftest import Define
-from tests.images.parts import Secrets, Team, build, derive, push_with_skopeo, read_image, requests_of, uploads
+from tests.images.parts import (
+    Secrets,
+    Team,
+    build,
+    conforms,
+    derive,
+    push_with_skopeo,
+    read_image,
+    requests_of,
+    uploads,
+)
 from tests.support.base import BaseLayout
 from tests.support.engine import DockerEngine
 from tests.support.registry import Registry
@@ -40,9 +50,7 @@ async def test_the_platform_is_picked_from_an_index(
     tmp_path: Path,
 ) -> None:
     """The lock pins the image, not the index; the other image has no Python, so taking it would fail."""
-    index = await push_index(
-        open_registry, "images/index", {"arm64": base_layout_without_python, "amd64": base_layout}
-    )
+    index = await push_index(open_registry, "images/index", {"arm64": base_layout_without_python, "amd64": base_layout})
     built = await build(team, define("beta", base_image=index), tmp_path / "cache")
     assert built.lock is not None
     assert (built.lock.base.digest, built.lock.base.name) == (base_layout.digest, index)
@@ -108,8 +116,7 @@ async def test_a_base_in_a_closed_registry_comes_by_secret_references(
     secrets = Secrets({"base-user": basic_registry.username, "base-password": basic_registry.password})
     named = Team(team.registry_settings, team.versions, repository_prefix=team.repository_prefix, secrets=secrets)
     built = await build(named, define("alpha", base_image=target, **NAMED), tmp_path / "cache")
-    docker_engine.pull(built.ready.reference)
-    assert docker_engine.run(built.ready.reference, "alpha-say") == "alpha says 1.0\n"
+    await conforms(built.ready.reference, tmp_path / "conforms", engine=docker_engine, check="import alpha")
     record = await team.versions.get("demo", 1)
     assert record.definition["base_image_password"] == "secret:base-password"
     assert basic_registry.password not in str(record)

@@ -13,7 +13,7 @@ from prefect_environments.core.oci.image import ImageManifest
 from prefect_environments.core.registry_settings import RegistrySettings
 from prefect_environments.core.versions import FolderVersionStore
 from tests.images.conftest import Define
-from tests.images.parts import Team, build, downloads, mounts, repository_of, requests_of, uploads
+from tests.images.parts import Team, build, conforms, downloads, mounts, repository_of, requests_of, uploads
 from tests.support.base import BaseLayout
 from tests.support.registry import Registry
 from tests.support.wheels import make_wheel, serve_index
@@ -54,11 +54,14 @@ async def test_an_added_package_sends_one_layer_from_a_worker_without_a_cache(
     assert len(manifests) == 4 + 3  # the image, three attachments, and their list (the registry has no referrers API)
     assert not [line for line in seen if f"HEAD /v2/{DEMO}/blobs/{old[0][0]}" in line]
     assert [path.name for path in (tmp_path / "another-machine/wheels").iterdir()] == [
-        package.sha256 for package in second.lock.packages if package.name == "gamma"  # type: ignore[union-attr]
+        package.sha256
+        for package in second.lock.packages
+        if package.name == "gamma"  # type: ignore[union-attr]
     ]
     assert second.image is not None and second.image.bytes_sent < added[1] + 8000  # blobs of the image: layer, config
     assert second.traffic.bytes_sent < added[1] + 40_000  # everything, texts and manifests included
     assert second.traffic.requests == len(seen)  # what is reported is what the registry saw
+    await conforms(second.ready.reference, tmp_path / "conforms")
 
 
 async def test_another_environment_takes_the_layers_by_mounting(
@@ -73,7 +76,9 @@ async def test_another_environment_takes_the_layers_by_mounting(
     assert uploads(seen, OTHER) == 6
     assert mounts(seen, OTHER) == 1 + 4  # the base's layer; alpha, beta, delta, pip
     assert not downloads(seen) & {digest for digest, _ in await layers_of(other.ready.reference)}
-    assert not (tmp_path / "another-machine/wheels").exists() or not list((tmp_path / "another-machine/wheels").iterdir())
+    assert not (tmp_path / "another-machine/wheels").exists() or not list(
+        (tmp_path / "another-machine/wheels").iterdir()
+    )
     assert other.traffic.bytes_sent < 30_000
 
 

@@ -16,7 +16,7 @@ from tests.images.conftest import Define
 from tests.images.parts import Outcome, Team, build
 from tests.support.base import BaseLayout
 from tests.support.registry import Registry
-from tests.support.wheels import serve_index
+from tests.support.wheels import make_wheel, serve_index
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,9 +68,7 @@ async def test_other_processes_give_the_same_digest(
     assert said == [first.ready.digest] * 2
 
 
-async def test_the_mirror_that_serves_a_wheel_does_not_count(
-    define: Define, wheels: Path, tmp_path: Path
-) -> None:
+async def test_the_mirror_that_serves_a_wheel_does_not_count(define: Define, wheels: Path, tmp_path: Path) -> None:
     """Two indexes on other ports, one with queries in its addresses: other URLs in the locks, one image hash."""
     found = []
     for number, query in enumerate(("", "?mirror=2")):
@@ -83,6 +81,29 @@ async def test_the_mirror_that_serves_a_wheel_does_not_count(
     assert first.lock is not None and second.lock is not None
     assert {p.url for p in first.lock.packages}.isdisjoint({p.url for p in second.lock.packages})
     assert (first.ready.image_hash, first.ready.digest) == (second.ready.image_hash, second.ready.digest)
+
+
+async def test_what_an_index_tells_of_sizes_does_not_count(define: Define, tmp_path: Path, wheels: Path) -> None:
+    """A page of links tells no sizes, a JSON index does: the lock has them in any case, as they order the layers."""
+    folder = tmp_path / "index"
+    shutil.copytree(wheels, folder)
+    make_wheel(folder, "zeta", "1.0", {"zeta.bin": bytes(range(256)) * 4000}, compress=False)
+    with serve_index(folder) as index:
+        links = define("alpha", "zeta", find_links=(), no_index=False, index_url=index.url)
+        served = await build(Team.on(tmp_path / "a", tmp_path / "a-versions"), links, tmp_path / "a-cache")
+    local = await build(
+        Team.on(tmp_path / "b", tmp_path / "b-versions"),
+        define("alpha", "zeta", find_links=(str(folder),)),
+        tmp_path / "b-cache",
+    )
+    for one in (served, local):
+        assert one.lock is not None
+        assert {p.filename: p.size for p in one.lock.packages} == {
+            p.filename: (folder / p.filename).stat().st_size for p in one.lock.packages
+        }
+    assert served.ready.digest == local.ready.digest
+    titles = [title for title, _ in served.layers[1:]]  # the empty environment is first
+    assert [title.split()[0] for title in titles] == ["pip", "zeta", "alpha", "beta"]
 
 
 async def test_how_an_image_came_about_does_not_count(

@@ -9,7 +9,7 @@ import pytest
 from prefect_environments.core.errors import NoFittingWheel
 from prefect_environments.core.site import open_site
 from tests.images.conftest import Define
-from tests.images.parts import Team, build
+from tests.images.parts import Team, build, conforms
 from tests.support.engine import DockerEngine
 from tests.support.wheels import make_sdist
 
@@ -43,10 +43,7 @@ async def test_an_sdist_is_built_once_and_found_by_every_worker(
     async with open_site(allowing) as site:  # no layer is reused: the wheel itself comes out of the registry
         tags = await site.store.repository(f"{team.repository_prefix}-wheels").tags()
     assert sorted(tag.partition("-")[0] for tag in tags) == ["source", "wheel"]
-    docker_engine.pull(second.ready.reference)
-    assert docker_engine.run(second.ready.reference, "python", "-c", "import sourced; print(sourced.__version__)") == (
-        "1.0\n"
-    )
+    await conforms(second.ready.reference, tmp_path / "conforms", engine=docker_engine, check="import sourced")
 
 
 async def test_a_built_wheel_comes_out_of_the_registry_for_a_new_layer(

@@ -161,6 +161,25 @@ def test_sizes_after_the_data_and_zip64_fields_are_read(tmp_path: Path) -> None:
         assert read.read("plain.py") == b"y = 2\n"
 
 
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    parts=st.lists(st.one_of(st.binary(max_size=400), st.integers(0, 90_000).map(bytes)), max_size=6),
+    level=st.integers(0, 9),
+    strategy=st.sampled_from([zlib.Z_DEFAULT_STRATEGY, zlib.Z_FILTERED, zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE, zlib.Z_FIXED]),
+    chunk=st.sampled_from([1, 7, 500, 4096, 256 * 1024]),
+)
+def test_whatever_was_compressed_in_whatever_way_is_read_back(
+    parts: list[bytes], level: int, strategy: int, *, chunk: int, tmp_path: Path
+) -> None:
+    content, path = b"".join(parts), tmp_path / NAME
+    squeeze = zlib.compressobj(level, zlib.DEFLATED, -15, 9, strategy)
+    path.write_bytes(pack([Member(b"a", content, 8, packed=squeeze.compress(content) + squeeze.flush())]))
+    with pytest.MonkeyPatch.context() as patch, Archive(path, NAME) as archive:
+        patch.setattr(archives, "CHUNK", chunk)
+        assert archive.read("a") == content
+        assert b"".join(raw for raw, _ in archive.stream(archive.members["a"])) == path.read_bytes()[31 : -22 - 47]
+
+
 class _Unseekable:
     def __init__(self, file: object) -> None:
         self.write, self.flush = file.write, file.flush  # type: ignore[attr-defined]

@@ -207,6 +207,18 @@ async def test_find_links_and_no_index_need_no_index(files: Path, resolver: UvRe
     assert lock.packages[0].sha256 == sha256(wheel)
 
 
+@pytest.mark.parametrize("names", [("demo",), (":all:",)])
+async def test_only_binary_takes_the_newest_version_that_has_a_wheel(
+    names: tuple[str, ...], files: Path, resolver: UvResolver, request_for: Request
+) -> None:
+    """What is an error without it: see above, a version with only an sdist is never passed over unasked."""
+    make_wheel(files, "demo", "1.0")
+    make_sdist(files, "demo", "2.0")
+    with pytest.raises(NoFittingWheel, match=r"demo 2\.0"):
+        await resolver.resolve(request_for("demo"))
+    assert versions(await resolver.resolve(request_for("demo", only_binary=names)))["demo"] == "1.0"
+
+
 async def test_wheels_by_address_and_by_path_are_taken_as_they_are(
     files: Path, index: Index, resolver: UvResolver, request_for: Request, tmp_path: Path
 ) -> None:

@@ -123,7 +123,7 @@ def _small_disk(folder: Path, options: str) -> Iterator[None]:
     if os.geteuid() != 0:
         missing("only root can mount a small disk")
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         missing(f"a small disk cannot be mounted here ({done.stderr.strip()})")
@@ -195,7 +195,7 @@ async def test_we_read_what_skopeo_writes(base_layout: BaseLayout, tmp_path: Pat
 
 def test_a_lock_is_held_against_other_threads_and_processes(tmp_path: Path) -> None:
     code = "import fcntl, sys; fcntl.flock(open(sys.argv[1], 'ab'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
-    command = [sys.executable, "-c", code, tmp_path / "lock"]
+    command = [sys.executable, "-c", code, str(tmp_path / "lock")]
     with files.locked(tmp_path / "lock"):
         assert subprocess.run(command, capture_output=True, check=False).returncode != 0
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
