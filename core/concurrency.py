@@ -1,7 +1,7 @@
 """Many things at once, and the one error that counts."""
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar, cast
 
 _T = TypeVar("_T")
@@ -22,6 +22,23 @@ async def both(first: Coroutine[Any, Any, _T], second: Coroutine[Any, Any, _U]) 
     """`gather` for two of different kinds."""
     results: list[Any] = await gather([cast("Coroutine[Any, Any, Any]", first), second])
     return results[0], results[1]
+
+
+async def settled(
+    work: Coroutine[Any, Any, _T], seconds: float, undo: Callable[[_T], Coroutine[Any, Any, object]] | None = None
+) -> _T:
+    """`work`'s result. A cancellation is raised once `work` has ended, at most `seconds` later, and `undo` undid it:
+    for what another machine has done already when nobody waits for its answer any more."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task], timeout=seconds)
+        if not task.done():
+            task.cancel()
+        elif not task.cancelled() and task.exception() is None and undo is not None:
+            await undo(task.result())
+        raise
 
 
 def first_of(failures: BaseExceptionGroup[Any]) -> BaseException:

@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from prefect_environments.core.errors import StorageError
 
+
 @contextmanager
 def storage(what: str, path: Path) -> Iterator[None]:
     """Turn the system's errors on local files into `StorageError` that names the place and what to do."""

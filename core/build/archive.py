@@ -8,19 +8,18 @@ import re
 import stat
 import struct
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 from isal import isal_zlib
-from isal.igzip_lib import IsalError
 
 from prefect_environments.core.build.tar import parents
 from prefect_environments.core.errors import PackageError
 
 CHUNK = 256 * 1024
+_BROKEN = cast("type[Exception]", isal_zlib.error)  # its type hints call the class an instance
 MEMBERS_MAX = 200_000
 UNPACKED_FREE = 64 * 1024 * 1024
 UNPACKED_RATIO = 200
@@ -101,7 +100,7 @@ class Archive:
                     yield b"", inflate.decompress(inflate.unconsumed_tail, 4 * CHUNK)
             while not inflate.eof and (rest := inflate.decompress(b"", 4 * CHUNK)):
                 yield b"", rest
-        except (IsalError, zlib.error) as error:
+        except _BROKEN as error:
             raise self.refused(f"{member.filename} is not a valid DEFLATE stream ({error})") from error
         if not inflate.eof or inflate.unused_data:
             raise self.refused(f"{member.filename} is not exactly one DEFLATE stream")

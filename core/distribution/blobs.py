@@ -1,17 +1,19 @@
 """Blobs of a repository (distribution-spec, "Pulling blobs", "Pushing blobs", "Mounting a blob")."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import aiohttp
 from yarl import URL
 
+from prefect_environments.core.concurrency import settled
 from prefect_environments.core.distribution.content import Content
 from prefect_environments.core.distribution.failures import Again, error_of
-from prefect_environments.core.distribution.messages import DAMAGED, Request
+from prefect_environments.core.distribution.messages import DAMAGED, Answer, Request
 from prefect_environments.core.distribution.place import Place
 from prefect_environments.core.distribution.reference import check_path
 from prefect_environments.core.errors import DigestMismatch, NotFound, RegistryAuthError, RegistryError
@@ -192,18 +194,19 @@ async def _send(place: Place, descriptor: Descriptor, body: Content) -> None:
 async def _open(place: Place, step: str) -> URL:
     """The address of a new upload session."""
     start = place.request("POST", "blobs/uploads/", step, actions=_PUSH, expect={202})
-    asked = asyncio.ensure_future(place.transport.once(start))
-    try:
-        answer = await asyncio.shield(asked)
-    except asyncio.CancelledError:
-        # The registry may have opened the session already: only its answer tells what to cancel.
-        with suppress(Exception):
-            async with asyncio.timeout(_CLEANUP_SECONDS):
-                await cancel(place, place.transport.resolve(start, start.url, (await asked).headers.get("Location")))
-        raise
-    finally:
-        asked.cancel()
+    answer = await _opening(place, start, place.transport.once(start))
     return place.transport.resolve(start, start.url, answer.headers.get("Location"))
+
+
+async def _opening(place: Place, request: Request, asked: Coroutine[Any, Any, Answer]) -> Answer:
+    """The answer to a request that may open a session, which is closed again if nobody waits for it any more."""
+
+    async def close(answer: Answer) -> None:
+        if answer.status == 202:
+            with suppress(RegistryError):
+                await cancel(place, place.transport.resolve(request, request.url, answer.headers.get("Location")))
+
+    return await settled(asked, _CLEANUP_SECONDS, close)
 
 
 def _judge_refusal(place: Place, descriptor: Descriptor, request: Request, status: int, body: bytes) -> None:
@@ -224,9 +227,13 @@ def _judge_refusal(place: Place, descriptor: Descriptor, request: Request, statu
 async def cancel(place: Place, location: URL) -> None:
     """Tell the registry that an upload session is abandoned; best effort, at most 5 s."""
     request = place.request("DELETE", location, "cancelling an upload", actions=_PUSH, expect={200, 202, 204, 404})
-    with suppress(Exception):
-        async with asyncio.timeout(_CLEANUP_SECONDS):
-            await place.transport.once(request)
+
+    async def delete() -> None:
+        with suppress(Exception):
+            async with asyncio.timeout(_CLEANUP_SECONDS):
+                await place.transport.once(request)
+
+    await settled(delete(), _CLEANUP_SECONDS)
 
 
 async def mount(place: Place, descriptor: Descriptor, source: str) -> bool:
@@ -241,7 +248,7 @@ async def mount(place: Place, descriptor: Descriptor, source: str) -> bool:
         also_pull=source,
     )
     try:
-        answer = await place.transport.fetch(request)
+        answer = await _opening(place, request, place.transport.fetch(request))
     except (RegistryAuthError, NotFound):
         return False  # not allowed to read the source: sending tells whether writing is allowed
     if answer.status == 202:

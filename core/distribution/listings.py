@@ -45,9 +45,13 @@ async def _pages(place: Place, request: Request) -> AsyncIterator[Answer]:
             return
         url = place.transport.resolve(request, request.url, link)
         if not place.transport.is_own(url):
-            raise RegistryError(f"{request.where}: {request.step} goes on at another host ({url.authority}), refused; {CHECK_ADDRESS}")
+            raise RegistryError(
+                f"{request.where}: {request.step} goes on at another host ({url.authority}), refused; {CHECK_ADDRESS}"
+            )
         if url in seen or len(seen) >= _PAGES:
-            raise RegistryError(f"{request.where}: {request.step} does not end: page {len(seen) + 1} repeats; {CHECK_ADDRESS}")
+            raise RegistryError(
+                f"{request.where}: {request.step} does not end: page {len(seen) + 1} repeats; {CHECK_ADDRESS}"
+            )
         seen.add(url)
         request = place.request("GET", url, request.step, expect=request.expect, limit=request.limit)
 

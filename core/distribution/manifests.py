@@ -103,7 +103,7 @@ async def get(place: Place, reference: str) -> Manifest:
         hasher.update(answer.body)
         if (found := f"{expected.partition(':')[0]}:{hasher.hexdigest()}") != expected:
             raise DigestMismatch(
-                f"{place.name}: download of manifest {reference} gave bytes of {found} in place of {expected}; {DAMAGED}"
+                f"{place.name}: download of manifest {reference} gave {found} in place of {expected}; {DAMAGED}"
             )
     data = read_object(answer.body, f"{place.name}: manifest {reference}")
     stated = data.get("mediaType")

@@ -9,10 +9,11 @@ from uuid import uuid4
 import pytest
 
 from prefect_environments.core.distribution.credentials import Credentials
+from prefect_environments.core.distribution.limits import Limits
 from prefect_environments.core.distribution.registry import Registry
 from prefect_environments.core.oci.layout import Layout
 from prefect_environments.core.registry_settings import RegistrySettings
-from tests.faults.parts import NAME, QUICK, Plan, lock_of, make_wheels, plan_on, push, team, write_base
+from tests.faults.parts import NAME, PATIENT, Plan, lock_of, make_wheels, plan_on, push, team, write_base
 from tests.images.parts import Team
 from tests.support.registry import Registry as Running
 
@@ -37,10 +38,12 @@ class Ground:
     def repository(self) -> str:
         return f"{self.prefix}/{NAME}"
 
-    def at(self, address: str, *, username: str = "", password: str = "") -> tuple[Plan, Team]:
+    def at(
+        self, address: str, *, limits: Limits = PATIENT, username: str = "", password: str = ""
+    ) -> tuple[Plan, Team]:
         """The plan and a workspace that reach the registry by another address, such as a proxy's."""
         user, secret = username or self.registry.username, password or self.registry.password
-        settings = RegistrySettings(address, user, secret, plain_http=True, limits=QUICK)
+        settings = RegistrySettings(address, user, secret, plain_http=True, limits=limits)
         plan = plan_on(f"{address}/{self.base}:1", self.plan.lock, self.plan.digest)
         return plan, team(settings, self.folder / "versions", self.prefix)
 

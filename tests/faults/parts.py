@@ -27,6 +27,9 @@ from tests.support.wheels import make_wheel
 QUICK = Limits(connect=2, stall=0.4, commit=0.6, answer=1.0, attempts=3, backoff=0.01)
 """Patience that fits a test: a registry on this machine answers in milliseconds."""
 
+PATIENT = Limits(attempts=3, backoff=0.01)
+"""For faults that take no time, however busy the machine is: a lost reply must be the fault's."""
+
 NAME = "demo"
 
 

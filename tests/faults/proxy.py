@@ -71,9 +71,7 @@ class Proxy:
         self.reached.set()
         return await rule.fault(self, request)
 
-    async def forward(
-        self, request: web.Request, *, target: str = "", change: "Change | None" = None
-    ) -> Passed:
+    async def forward(self, request: web.Request, *, target: str = "", change: "Change | None" = None) -> Passed:
         """Hand a request on, streamed through `change`, and read the answer; the Host stays what the client sent."""
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP}
         if self.authorization:
@@ -95,7 +93,8 @@ Change = Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]]
 
 
 @asynccontextmanager
-async def proxy_to(upstream: str, *rules: Rule, authorization: str = "", tls: ssl.SSLContext | None = None
+async def proxy_to(
+    upstream: str, *rules: Rule, authorization: str = "", tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[Proxy]:
     """A proxy to the registry at `host:port`."""
     async with aiohttp.ClientSession(
@@ -110,9 +109,7 @@ async def proxy_to(upstream: str, *rules: Rule, authorization: str = "", tls: ss
 def reply(passed: Passed, **changed: str) -> web.Response:
     """The registry's answer with other headers; an empty one is left out."""
     headers = {**passed.headers, **{name.replace("_", "-"): value for name, value in changed.items()}}
-    return web.Response(
-        status=passed.status, headers={k: v for k, v in headers.items() if v}, body=passed.body or None
-    )
+    return web.Response(status=passed.status, headers={k: v for k, v in headers.items() if v}, body=passed.body or None)
 
 
 # ---- faults

@@ -3,7 +3,6 @@
 import asyncio
 from pathlib import Path
 
-import pytest
 import yaml
 from prefect.client.orchestration import get_client
 

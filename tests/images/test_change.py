@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from prefect_environments.core.concurrency import gather
 from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.distribution.registry import Registry as Client
 from prefect_environments.core.errors import RegistryUnreachable
 from prefect_environments.core.oci.image import ImageManifest
+from prefect_environments.core.oci.validate import validate
 from prefect_environments.core.registry_settings import RegistrySettings
 from prefect_environments.core.versions import FolderVersionStore
 from tests.images.conftest import Define
@@ -53,11 +55,9 @@ async def test_an_added_package_sends_one_layer_from_a_worker_without_a_cache(
     manifests = [line for line in seen if line.startswith(f"PUT /v2/{DEMO}/manifests/")]
     assert len(manifests) == 4 + 3  # the image, three attachments, and their list (the registry has no referrers API)
     assert not [line for line in seen if f"HEAD /v2/{DEMO}/blobs/{old[0][0]}" in line]
-    assert [path.name for path in (tmp_path / "another-machine/wheels").iterdir()] == [
-        package.sha256
-        for package in second.lock.packages
-        if package.name == "gamma"  # type: ignore[union-attr]
-    ]
+    assert second.lock is not None
+    (gamma,) = [package.sha256 for package in second.lock.packages if package.name == "gamma"]
+    assert [path.name for path in (tmp_path / "another-machine/wheels").iterdir()] == [gamma]
     assert second.image is not None and second.image.bytes_sent < added[1] + 8000  # blobs of the image: layer, config
     assert second.traffic.bytes_sent < added[1] + 40_000  # everything, texts and manifests included
     assert second.traffic.requests == len(seen)  # what is reported is what the registry saw
@@ -67,18 +67,17 @@ async def test_an_added_package_sends_one_layer_from_a_worker_without_a_cache(
 async def test_another_environment_takes_the_layers_by_mounting(
     own: Team, fresh_registry: Registry, define: Define, tmp_path: Path
 ) -> None:
-    """Another name, another machine, the same packages and one more: the registry itself brings them over."""
+    """Another name, another machine, the same packages: the registry itself brings them over."""
     await build(own, define("alpha", "delta", base_image=""), tmp_path / "one-machine")
     with requests_of(fresh_registry) as seen:
         other = await build(own, define("alpha", "delta", name="other", base_image=""), tmp_path / "another-machine")
-    assert other.sent_layers == ["empty environment for Python " + other.lock.target.python]  # type: ignore[union-attr]
+    assert other.lock is not None
+    assert other.sent_layers == [f"empty environment for Python {other.lock.target.python}"]
     # the empty environment (some hundred bytes), config, definition, lock, SBOM, and the artifacts' empty config
     assert uploads(seen, OTHER) == 6
     assert mounts(seen, OTHER) == 1 + 4  # the base's layer; alpha, beta, delta, pip
     assert not downloads(seen) & {digest for digest, _ in await layers_of(other.ready.reference)}
-    assert not (tmp_path / "another-machine/wheels").exists() or not list(
-        (tmp_path / "another-machine/wheels").iterdir()
-    )
+    assert list((tmp_path / "another-machine/wheels").glob("*")) == []
     assert other.traffic.bytes_sent < 30_000
 
 
@@ -180,3 +179,14 @@ async def test_two_workspaces_of_one_registry_share_layers_not_versions(
     )
     found = await build(other, define("alpha", base_image=""), tmp_path / "other-cache")
     assert found.image is not None and found.image.reused and found.ready.version == 1
+
+
+async def test_workers_that_build_the_same_at_once_agree(own: Team, define: Define, tmp_path: Path) -> None:
+    """Four workers with caches of their own: one image, one version, each attachment listed once."""
+    wanted = define("alpha", "gamma", base_image="")
+    found = await gather(build(own, wanted, tmp_path / f"cache-{number}") for number in range(4))
+    assert {(one.ready.reference, one.ready.version) for one in found} == {(found[0].ready.reference, 1)}
+    async with repository_of(found[0].ready.reference) as (repository, digest):
+        await validate(repository, digest, tmp_path / "scratch")
+        kinds = [item.artifact_type for item in await repository.referrers(digest)]
+    assert len(kinds) == len(set(kinds)) == 3

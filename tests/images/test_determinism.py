@@ -107,7 +107,7 @@ async def test_what_an_index_tells_of_sizes_does_not_count(define: Define, tmp_p
 
 
 async def test_how_an_image_came_about_does_not_count(
-    first: Outcome, define: Define, wheels: Path, open_base: str, open_registry: Registry, tmp_path: Path
+    first: Outcome, define: Define, wheels: Path, tmp_path: Path
 ) -> None:
     """Grown package by package, with layers reused by descriptor, it is the image that is built at once."""
     team = Team.on(tmp_path / "grown", tmp_path / "grown-versions")

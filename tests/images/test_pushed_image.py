@@ -1,4 +1,4 @@
-"""An assembled image runs in a real engine, and is a whole environment: isolated, complete, with its base's settings."""
+"""An assembled image runs in a real engine: isolated, complete, with the settings of its base."""
 
 from pathlib import Path
 

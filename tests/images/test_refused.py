@@ -33,7 +33,7 @@ async def assert_nothing_is_there(team: Team) -> None:
 
 @pytest.mark.parametrize("lie", ["other bytes", "more bytes"])
 async def test_a_server_that_lies_is_found_out(
-    lie: str, team: Team, define: Define, open_base: str, folder: Path, tmp_path: Path
+    *, lie: str, team: Team, define: Define, open_base: str, folder: Path, tmp_path: Path
 ) -> None:
     """The wheel was changed at the index after it was locked."""
     wheel = make_wheel(folder, "epsilon", "1.0", compress=False)
@@ -55,7 +55,7 @@ async def test_a_server_that_lies_is_found_out(
     "member", ["../../../../../etc/cron.d/evil", "/etc/cron.d/evil", "epsilon-1.0.data/data/bin/python"]
 )
 async def test_a_wheel_that_leaves_its_place_is_refused(
-    member: str, team: Team, define: Define, open_base: str, folder: Path, tmp_path: Path
+    *, member: str, team: Team, define: Define, open_base: str, folder: Path, tmp_path: Path
 ) -> None:
     """Out of the environment, to the root, or over the environment's own interpreter."""
     make_wheel(folder, "epsilon", "1.0", {"epsilon.py": b"", member: b"evil"})
@@ -66,7 +66,7 @@ async def test_a_wheel_that_leaves_its_place_is_refused(
 
 @pytest.mark.parametrize("big", ["aaa", "zzz"])
 async def test_of_two_wheels_with_one_file_the_last_layer_wins_and_is_reported(
-    big: str, team: Team, define: Define, open_base: str, folder: Path, docker_engine: DockerEngine, tmp_path: Path
+    *, big: str, team: Team, define: Define, open_base: str, folder: Path, docker_engine: DockerEngine, tmp_path: Path
 ) -> None:
     """The bigger wheel's layer lies deeper, whatever it is called and whichever is ready first."""
     for name in ("aaa", "zzz"):

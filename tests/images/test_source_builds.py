@@ -15,6 +15,7 @@ from tests.support.wheels import make_sdist
 
 
 async def test_an_sdist_is_built_once_and_found_by_every_worker(
+    *,
     team: Team,
     define: Define,
     open_base: str,
@@ -30,7 +31,7 @@ async def test_an_sdist_is_built_once_and_found_by_every_worker(
     make_sdist(folder, "sourced", "1.0")
     shutil.copy(next(wheels.glob("pip-*")), folder)
     wanted = define("sourced", base_image=open_base, find_links=(str(folder),))
-    with pytest.raises(NoFittingWheel, match="sourced 1.0: a source distribution"):
+    with pytest.raises(NoFittingWheel, match=r"sourced 1\.0: a source distribution"):
         await build(team, wanted, tmp_path / "cache")
     assert not ran.exists()
     allowing = replace(team, allow_source_builds=True)
@@ -47,7 +48,7 @@ async def test_an_sdist_is_built_once_and_found_by_every_worker(
 
 
 async def test_a_built_wheel_comes_out_of_the_registry_for_a_new_layer(
-    team: Team, define: Define, open_base: str, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    *, team: Team, define: Define, open_base: str, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Forced to make all layers afresh in an empty cache, a worker fetches the built wheel and runs no backend."""
     ran = tmp_path / "backend-ran"

@@ -7,7 +7,7 @@ import zlib
 from typing import NoReturn
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefect_environments.core.build import gzip
@@ -31,6 +31,7 @@ def test_runs_and_texts_around_the_limits_of_blocks_decode_to_themselves(limit: 
             assert python_gzip.decompress(gzip.member(content)) == content, length
 
 
+@settings(deadline=None)
 @given(_MIXED)
 def test_any_bytes_decode_to_themselves_as_exactly_one_member(content: bytes) -> None:
     inflate = zlib.decompressobj(31)
@@ -38,6 +39,7 @@ def test_any_bytes_decode_to_themselves_as_exactly_one_member(content: bytes) ->
     assert inflate.eof and not inflate.unused_data
 
 
+@settings(deadline=None)
 @given(st.lists(_MIXED, max_size=5))
 def test_members_after_each_other_are_one_gzip_stream(parts: list[bytes]) -> None:
     assert python_gzip.decompress(b"".join(map(gzip.member, parts))) == b"".join(parts)

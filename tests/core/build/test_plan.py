@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefect_environments.core.build.plan import (
@@ -54,6 +54,7 @@ _PACKAGES = st.dictionaries(
 ).map(lambda sizes: [_package(name, size) for name, size in sizes.items()])
 
 
+@settings(deadline=None)
 @given(_PACKAGES, st.integers(1, 50))
 def test_every_package_is_in_exactly_one_group_and_there_is_room(packages: list[LockedPackage], room: int) -> None:
     groups = group(packages, room)
@@ -62,6 +63,7 @@ def test_every_package_is_in_exactly_one_group_and_there_is_room(packages: list[
     assert all(list(g) == sorted(g, key=lambda p: p.name) for g in groups)
 
 
+@settings(deadline=None)
 @given(_PACKAGES, st.integers(1, 50), st.randoms())
 def test_the_order_of_the_input_does_not_count(packages: list[LockedPackage], room: int, choose: random.Random) -> None:
     mixed = choose.sample(packages, len(packages))

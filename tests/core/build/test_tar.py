@@ -7,7 +7,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefect_environments.core.build import tar
@@ -60,12 +60,14 @@ def test_sizes_over_8_gib_are_read_back(size: int) -> None:
     assert first is not None and (first.name, first.size) == ("big", size)
 
 
+@settings(deadline=None)
 @given(st.lists(st.text("ab.é/_-", min_size=1, max_size=400).filter(lambda s: s.strip("/") == s and "//" not in s)))
 def test_any_path_is_read_back(paths: list[str]) -> None:
     for path in paths:
         assert _read(tar.header(Entry(path, 0o644))).name == path
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**7))
 def test_padding_reaches_a_whole_block(size: int) -> None:
     assert (size + tar.padding(size)) % tar.BLOCK == 0 and 0 <= tar.padding(size) < tar.BLOCK

@@ -16,7 +16,7 @@ from prefect_environments.core.errors import PackageError
 from tests.core.build.parts import INFO, NAME, SITE, TARGET, demo, read_content, write_members
 from tests.support.wheels import make_wheel
 
-_QUICK = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+_QUICK = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def _open(path: Path) -> Wheel:

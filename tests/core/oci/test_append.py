@@ -62,7 +62,10 @@ def test_the_environment_changes_only_where_asked() -> None:
 
 
 def test_what_a_builder_left_of_its_own_machine_is_dropped_and_all_else_stays() -> None:
-    left: dict[str, Any] = {**dict.fromkeys(("container", "id", "parent", "docker_version"), "x"), "container_config": {"Env": ["S=1"]}}
+    left: dict[str, Any] = {
+        **dict.fromkeys(("container", "id", "parent", "docker_version"), "x"),
+        "container_config": {"Env": ["S=1"]},
+    }
     image = _append(**left, author="me", config={"Cmd": ["sh"], "User": "1000", "Labels": {"a": "b"}})
     config = _config(image)
     assert not left.keys() & config.keys()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefect_environments.core.build.base import load_base
@@ -47,6 +47,7 @@ _MANIFESTS = st.fixed_dictionaries(
 _CONFIGS = st.fixed_dictionaries({"rootfs": st.fixed_dictionaries({"diff_ids": _JSON})}, optional={"config": _JSON})
 
 
+@settings(deadline=None)
 @given(st.one_of(_JSON, _MANIFESTS))
 def test_any_json_is_a_manifest_that_is_written_back_or_an_image_error(data: Any) -> None:
     try:
@@ -57,6 +58,7 @@ def test_any_json_is_a_manifest_that_is_written_back_or_an_image_error(data: Any
     assert again == read and again.to_bytes() == read.to_bytes()
 
 
+@settings(deadline=None)
 @given(st.one_of(_JSON, _CONFIGS))
 def test_any_json_is_a_config_that_can_be_used_or_an_image_error(data: Any) -> None:
     try:
@@ -67,6 +69,7 @@ def test_any_json_is_a_config_that_can_be_used_or_an_image_error(data: Any) -> N
     assert all(isinstance(value, str) for value in (*read.environment, *read.environment.values(), *read.platform))
 
 
+@settings(deadline=None)
 @given(st.one_of(_JSON, st.fixed_dictionaries({"manifests": st.lists(st.one_of(st.just(ONE), _JSON), max_size=3)})))
 def test_any_json_is_an_index_or_an_image_error(data: Any) -> None:
     try:
@@ -76,6 +79,7 @@ def test_any_json_is_an_index_or_an_image_error(data: Any) -> None:
     assert found.digest.startswith("sha")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_no_manifest_but_an_image_error(content: bytes) -> None:
     with pytest.raises(ImageError):
