@@ -4,10 +4,11 @@ functions that already run in a loop."""
 import asyncio
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, wait
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
+_ATTENTION = 0.5  # seconds
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
 
@@ -20,6 +21,8 @@ def run(coroutine: Coroutine[Any, Any, _T]) -> _T:
         raise RuntimeError("a synchronous call was made inside the background loop; await the asynchronous one")
     future = asyncio.run_coroutine_threadsafe(coroutine, loop)
     try:
+        while not wait([future], _ATTENTION).done:
+            pass  # a flow's time-out in a thread reaches this one only between two waits
         return future.result()
     except BaseException as error:
         if not future.done():

@@ -16,6 +16,7 @@ from prefect_environments.core.errors import PackageError
 from prefect_environments.core.lock import urls
 from prefect_environments.core.lock.model import LockedPackage
 from prefect_environments.core.lock.source_builds import WheelStore
+from prefect_environments.core.oci import digest as digests
 
 _ATTEMPTS = 4
 _CHUNK = 256 * 1024
@@ -64,11 +65,21 @@ class WheelCache:
     async def get(self, package: LockedPackage) -> Path:
         """The wheel as a local file; raises `PackageError` where it cannot be had or has other bytes."""
         path = self._path(package)
-        if not path.is_file():
-            async with self._running.setdefault(package.sha256, asyncio.Lock()), self._limit:
-                if not path.is_file():  # nobody else has fetched it meanwhile
-                    await self._fetch(package, path)
+        async with self._running.setdefault(package.sha256, asyncio.Lock()), self._limit:
+            if not await self._is_sound(package, path):
+                await self._fetch(package, path)
         return path
+
+    async def _is_sound(self, package: LockedPackage, path: Path) -> bool:
+        """Whether the cache has the wheel as it was put there; a file that was damaged since is removed."""
+        if not path.is_file():
+            return False
+        with files.storage("reading the wheel cache", self.folder):
+            if await asyncio.to_thread(digests.of_file, path) == f"sha256:{package.sha256}":
+                return True
+            logger.warning("the cached %s was damaged; fetching it again", package.filename)
+            path.unlink(missing_ok=True)
+        return False
 
     def _path(self, package: LockedPackage) -> Path:
         return self.folder / package.sha256
@@ -83,9 +94,7 @@ class WheelCache:
             message = f"the lock's address of {package.filename} is no URL; build with upgrade=True to resolve afresh"
             raise PackageError(message) from None
         if address.scheme == "file":
-            with files.storage(f"reading the wheel {package.filename}", Path(unquote(address.path))):
-                content = await asyncio.to_thread(Path(unquote(address.path)).read_bytes)
-            await self._keep(package, path, content)
+            await asyncio.to_thread(self._keep, package, path, Path(unquote(address.path)))
             return
         for attempt in range(1, _ATTEMPTS + 1):
             try:
@@ -122,12 +131,20 @@ class WheelCache:
             raise PackageError(
                 f"{package.filename} was built from source, and the registry no longer has it; build with upgrade=True"
             )
-        await self._keep(package, path, await asyncio.to_thread(found.read_bytes))
+        await asyncio.to_thread(self._keep, package, path, found)
 
-    async def _keep(self, package: LockedPackage, path: Path, content: bytes) -> None:
-        _check_hash(package, hashlib.sha256(content).hexdigest())
-        with files.storage("writing the wheel cache", self.folder):
-            files.write_atomically(path, content, self.folder)
+    def _keep(self, package: LockedPackage, path: Path, source: Path) -> None:
+        """Copy a wheel of this machine, in pieces: it may be larger than the memory that a worker has."""
+        with files.storage(f"reading the wheel {package.filename}", source):
+            given = source.open("rb")
+        with given, files.storage("writing the wheel cache", self.folder), files.temporary_file(self.folder) as file:
+            hasher = hashlib.sha256()
+            while chunk := given.read(_CHUNK):
+                hasher.update(chunk)
+                file.write(chunk)
+            _check_hash(package, hasher.hexdigest())
+            file.flush()
+            files.publish(Path(file.name), path)
 
     def _auth(self, url: str) -> aiohttp.BasicAuth | None:
         if urls.user_info(url) is not None:

@@ -2,9 +2,10 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
-from prefect.states import State
+from prefect.client.schemas.objects import State
 
 from prefect_environments import ContainerRegistry, Environment, EnvironmentDefinition, ReadyImage, Workspace
 from prefect_environments.blocks import EnvironmentVersion
@@ -69,7 +70,7 @@ def test_a_run_shows_what_it_did(base_layout: BaseLayout, wheels: Path, remote: 
         assert line in table
     text = run.messages(f"{definition.name} version 1 built: {ready.reference}")
     assert "base image base: Python 3." in text
-    version = EnvironmentVersion.load(document_name(remote.name, definition.name, 1))
+    version: Any = EnvironmentVersion.load(document_name(remote.name, definition.name, 1))
     assert version.to_record().reference == ready.reference
     assert version.to_record().created_by["flow_run_id"] == str(run.id)
 
@@ -133,7 +134,7 @@ def test_the_v1_surface_is_taken_as_it_is(
     requirements.write_text(f"--no-index\n--find-links {wheels}\nspam  # eggs come with it\n")
     environment = Environment.from_pip_requirements(unique("iris"), requirements)
     environment.docker.base_image = base_layout.reference
-    ready, run = finished(build_environment(environment, local, return_state=True))  # type: ignore[arg-type]
+    ready, run = finished(build_environment(environment, local, return_state=True))
     assert ready.packages == 3
     assert EnvironmentDefinition(**run.run.parameters["environment"]) == environment.definition()
 
@@ -163,7 +164,7 @@ def test_a_wrong_definition_is_our_error_before_a_run_begins(
 ) -> None:
     """Directly and through the flow's parameters; the registry is not asked anything, the value is not repeated."""
     given = {"name": "env", "base_image": "python:3.12-slim", **wrong}
-    for call in (lambda: EnvironmentDefinition(**given), lambda: build_environment(given, remote)):  # type: ignore[arg-type]
+    for call in (lambda: EnvironmentDefinition(**given), lambda: build_environment(given, remote)):  # type: ignore[call-overload]
         with pytest.raises(DefinitionError, match=says) as caught:
             call()
         assert "literal-pass" not in str(caught.value)

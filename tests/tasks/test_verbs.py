@@ -66,7 +66,7 @@ def test_users_compose_their_own_flow(
         return lock, built, register_environment(definition, built, workspace), hashes
 
     state = own(return_state=True)
-    lock, built, version, hashes = state.result()  # type: ignore[misc]
+    lock, built, version, hashes = state.result()
     assert [f"{p.name} {p.version}" for p in lock.packages] == ["eggs 2.0", "ham 3.0", "pip 26.1", "spam 1.0"]
     record = version.to_record()
     assert (hashes["image_hash"], hashes["record_hash"]) == (image_hash(lock), record.record_hash)

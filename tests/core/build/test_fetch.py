@@ -211,3 +211,14 @@ async def test_a_cache_that_cannot_be_written_is_a_storage_error(server: Server,
     async with WheelCache(tmp_path / "file" / "cache") as cache:
         with pytest.raises(StorageError, match="the wheel cache"):
             await cache.get(_package(server.url("good")))
+
+
+async def test_a_cached_wheel_that_was_damaged_is_fetched_again(tmp_path: Path) -> None:
+    """The cache's file name is a claim; what the file holds is checked before it is used."""
+    wheel = make_wheel(tmp_path / "index", "demo", "1.0")
+    sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    package = LockedPackage("demo", "1.0", wheel.name, sha256, wheel.stat().st_size, wheel.as_uri())
+    async with WheelCache(tmp_path / "cache") as cache:
+        path = await cache.get(package)
+        path.write_bytes(b"damaged")
+        assert (await cache.get(package)).read_bytes() == wheel.read_bytes()
