@@ -72,10 +72,15 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def publish(temporary: Path, final: Path) -> None:
-    """Give a finished temporary file its name; readable by everyone whom the umask allows, as a new file is."""
+    """Give a finished temporary file its name; readable by everyone whom the umask allows."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary.chmod(0o666 & ~_umask())
+    open_to_all(temporary)
     temporary.replace(final)
+
+
+def open_to_all(temporary: Path) -> None:
+    """Let everybody read a temporary file whom the umask allows, as with any new file."""
+    temporary.chmod(0o666 & ~_umask())
 
 
 def write_atomically(path: Path, content: bytes, scratch: Path) -> None:

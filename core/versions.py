@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from prefect_environments.core import files
 from prefect_environments.core.errors import NameNotAllowed, VersionError, VersionNotFound
 from prefect_environments.core.names import check_name, check_workspace_name, slug
 from prefect_environments.core.oci import digest as digests
@@ -30,7 +31,6 @@ _T = TypeVar("_T")
 _NUMBER = re.compile(r"[1-9][0-9]*")
 _NO_HARD_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 _CLAIM_PATIENCE = 5.0  # seconds for the winner of a number to show its file, where hard links are not possible
-_LEFTOVER_AGE = 3600.0  # seconds after which a temporary file belongs to a dead process
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,22 +330,18 @@ class FolderShelf:
 
     def _create(self, record: VersionRecord) -> bool:
         path = self._folder / slug(record.name) / f"{record.version}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _clean(path.parent)
+        files.sweep(path.parent)
         if path.exists():
             return False
-        temporary = path.parent / f".{record.version}.{uuid.uuid4().hex}.tmp"
         document = canonical({"record": record.to_json(), "record_digest": record.record_digest()})
-        try:
-            with temporary.open("xb") as file:
-                file.write(document)
-                file.flush()
-                os.fsync(file.fileno())
-            created = _publish(temporary, path)
+        with files.temporary_file(path.parent) as file:
+            file.write(document)
+            file.flush()
+            os.fsync(file.fileno())
+            files.open_to_all(Path(file.name))
+            created = _publish(Path(file.name), path)
             _sync_folder(path.parent)
-            return created
-        finally:
-            temporary.unlink(missing_ok=True)
+        return created
 
 
 def _publish(temporary: Path, path: Path) -> bool:
@@ -384,13 +380,6 @@ def _numbered(folder: Path) -> list[Path]:
         return []
     paths = [path for path in folder.iterdir() if path.suffix == ".json" and _NUMBER.fullmatch(path.stem)]
     return sorted(paths, key=lambda path: int(path.stem))
-
-
-def _clean(folder: Path) -> None:
-    for path in folder.glob(".*.tmp"):
-        with contextlib.suppress(OSError):  # another process may have cleaned it meanwhile
-            if time.time() - path.stat().st_mtime > _LEFTOVER_AGE:
-                path.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -111,7 +111,7 @@ class WheelCache:
         if self._session is None:
             self._session = aiohttp.ClientSession(trust_env=True, timeout=_TIMEOUT, auto_decompress=False)
         url = str(package.url)
-        async with self._session.get(url, auth=self._auth(url), raise_for_status=True) as response:
+        async with self._session.get(url, headers=self._headers(url), raise_for_status=True) as response:
             with files.storage("writing the wheel cache", self.folder), files.temporary_file(self.folder) as file:
                 hasher, size = hashlib.sha256(), 0
                 async for chunk in response.content.iter_chunked(_CHUNK):
@@ -146,11 +146,10 @@ class WheelCache:
             file.flush()
             files.publish(Path(file.name), path)
 
-    def _auth(self, url: str) -> aiohttp.BasicAuth | None:
+    def _headers(self, url: str) -> dict[str, str]:
         if urls.user_info(url) is not None:
-            return None  # the address carries its own
-        login = urls.credentials_for(url, self._credentials)
-        return aiohttp.BasicAuth(*login) if login else None
+            return {}  # the address carries its own
+        return urls.authorization(urls.credentials_for(url, self._credentials))
 
 
 def _check_size(package: LockedPackage, size: int, *, finished: bool) -> None:

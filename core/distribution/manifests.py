@@ -1,10 +1,11 @@
 """Manifests of a repository (distribution-spec, "Pulling manifests", "Pushing manifests", "Deleting manifests")."""
 
+import asyncio
 import json
 from typing import Any
 
 from prefect_environments.core.distribution.content import Content
-from prefect_environments.core.distribution.failures import error_of, refused
+from prefect_environments.core.distribution.failures import Again, error_of, refused
 from prefect_environments.core.distribution.messages import CHECK_ADDRESS, DAMAGED, Answer, Request
 from prefect_environments.core.distribution.place import UNKNOWN, Place
 from prefect_environments.core.distribution.reference import check_reference, check_tag
@@ -141,7 +142,7 @@ async def put(place: Place, content: bytes, descriptor: Descriptor, tag: str | N
         headers={"Content-Type": descriptor.media_type},
         body=Content(content, len(content), step, lambda sent: place.count(sent=max(sent, 0))),
     )
-    answer = await place.transport.fetch(request)
+    answer = await _stored(place, request)
     said = answer.headers.get("Docker-Content-Digest")
     if said is not None and said != descriptor.digest:
         raise DigestMismatch(
@@ -149,6 +150,22 @@ async def put(place: Place, content: bytes, descriptor: Descriptor, tag: str | N
             "try again, and look into its log"
         )
     return "OCI-Subject" in answer.headers
+
+
+async def _stored(place: Place, request: Request) -> Answer:
+    """Send a manifest, again where the registry says that its digest is wrong: it was computed of these very bytes.
+
+    Registries on a file system read links that another worker is writing at that moment, and then say so.
+    """
+    started, attempt = asyncio.get_running_loop().time(), 0
+    while True:
+        try:
+            return await place.transport.fetch(request)
+        except RegistryError as error:
+            if error.code != "DIGEST_INVALID":
+                raise
+            attempt += 1
+            await place.transport.pause(Again(error), attempt, started)
 
 
 async def delete(place: Place, digest: str) -> bool:

@@ -48,8 +48,7 @@ async def _size(
     session: aiohttp.ClientSession, package: LockedPackage, url: str, credentials: Mapping[str, tuple[str, str]]
 ) -> int:
     address = urlsplit(url)
-    login = urls.credentials_for(url, credentials)
-    auth = aiohttp.BasicAuth(*login, encoding="utf-8") if login else None
+    auth = urls.authorization(urls.credentials_for(url, credentials))
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             if address.scheme == "file":
@@ -67,12 +66,12 @@ async def _size(
     raise AssertionError("the last attempt returns or raises")
 
 
-async def _asked(session: aiohttp.ClientSession, url: str, auth: aiohttp.BasicAuth | None) -> int:
+async def _asked(session: aiohttp.ClientSession, url: str, auth: Mapping[str, str]) -> int:
     """By the headers of the file; where a server gives none or knows no HEAD, by reading it."""
-    headers = {"Accept-Encoding": "identity"}
-    async with session.head(url, auth=auth, headers=headers, allow_redirects=True) as response:
+    headers = {"Accept-Encoding": "identity", **auth}
+    async with session.head(url, headers=headers, allow_redirects=True) as response:
         length = response.headers.get("Content-Length", "")
         if response.status == 200 and length.isascii() and length.isdigit():
             return int(length)
-    async with session.get(url, auth=auth, headers=headers, raise_for_status=True) as response:
+    async with session.get(url, headers=headers, raise_for_status=True) as response:
         return sum([len(chunk) async for chunk in response.content.iter_chunked(1 << 18)])

@@ -255,13 +255,12 @@ async def _sdist(source: SourcePackage, folder: Path, settings: BuildSettings) -
 
 async def _download(source: SourcePackage, file: Path, settings: BuildSettings) -> None:
     login = urls.user_info(source.url) or urls.credentials_for(source.url, settings.credentials)
-    auth = aiohttp.BasicAuth(*login, encoding="utf-8") if login else None
     address = urls.without_user_info(source.url).partition("#")[0]
     limit = aiohttp.ClientTimeout(total=settings.timeout, sock_read=60)
     try:
         async with (
             aiohttp.ClientSession(trust_env=True, timeout=limit) as session,
-            session.get(address, auth=auth, raise_for_status=True) as response,
+            session.get(address, headers=urls.authorization(login), raise_for_status=True) as response,
         ):
             with file.open("wb") as out:
                 async for chunk in response.content.iter_chunked(1 << 16):

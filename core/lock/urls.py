@@ -1,5 +1,6 @@
 """Addresses without what must not be stored: user-info, signatures and tokens."""
 
+import base64
 import re
 from collections.abc import Mapping
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -35,6 +36,11 @@ def user_info(url: str) -> tuple[str, str] | None:
         return None
     user, _, password = info.partition(":")
     return unquote(user), unquote(password)
+
+
+def authorization(login: tuple[str, str] | None) -> dict[str, str]:
+    """The header for a user and password (RFC 7617, UTF-8); none without. Clients drop it on the way to another host."""
+    return {} if login is None else {"Authorization": f"Basic {base64.b64encode(':'.join(login).encode()).decode()}"}
 
 
 def credentials_for(url: str, known: Mapping[str, tuple[str, str]]) -> tuple[str, str] | None:

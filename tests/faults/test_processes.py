@@ -15,8 +15,7 @@ import pytest
 
 from prefect_environments.core import files
 from prefect_environments.core.errors import StorageError
-from prefect_environments.core.oci.layout import Layout
-from prefect_environments.core.oci.validate import validate
+from prefect_environments.core.oci import digest as digests
 from prefect_environments.core.registry_settings import RegistrySettings
 from tests.faults.parts import NAME, Plan, leftovers, push, team
 from tests.support.registry import Registry as Running
@@ -40,14 +39,8 @@ async def check_layout(folder: Path) -> None:
     """Every blob of a layout is what its name says, and there is no other file among them."""
     for path in sorted((folder / "blobs").rglob("*")):
         if path.is_file():
-            assert f"sha256:{path.name}" == files_digest(path), path
+            assert f"sha256:{path.name}" == digests.of_file(path), path
     assert leftovers(folder) == []
-
-
-def files_digest(path: Path) -> str:
-    from prefect_environments.core.oci import digest as digests
-
-    return digests.of_file(path)
 
 
 async def test_builds_into_a_layout_that_are_killed_anywhere_complete_when_run_again(
@@ -62,9 +55,6 @@ async def test_builds_into_a_layout_that_are_killed_anywhere_complete_when_run_a
     for result in results[1:]:
         folder = Path(result["folder"])
         await check_layout(folder / "images")
-        await validate(Layout(folder / "images").repository(f"environments/{NAME}"), plan.digest, folder / "check") if (
-            result is results[-1]
-        ) else None
         assert leftovers(folder) == []
         assert [path.name for path in (folder / "versions").rglob("*.json")] == ["1.json"]
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 
 import pytest
@@ -73,10 +74,15 @@ def test_in_a_notebook(definition: EnvironmentDefinition, local: Workspace) -> N
     assert [ready.reused for ready in cells] == [False, True]
 
 
-def test_from_two_threads_at_once(base_layout: BaseLayout, wheels: Path, local: Workspace) -> None:
+def test_from_several_threads_at_once(base_layout: BaseLayout, wheels: Path, local: Workspace) -> None:
     """Two definitions at a time, and the same one twice: one version for each, and the same image."""
     spam, ham = (define(base_layout, wheels, package) for package in ("spam", "ham"))
     with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda definition: build_environment(definition, local), (spam, ham, spam, ham)))
+        # the tests' settings are in this thread's context, where users have theirs in the environment
+        runs = [
+            threads.submit(copy_context().run, build_environment, definition, local)
+            for definition in (spam, ham, spam, ham)
+        ]
+        found: list[ReadyImage] = [run.result() for run in runs]
     assert [ready.version for ready in found] == [1] * 4
     assert found[0].digest == found[2].digest != found[1].digest == found[3].digest
