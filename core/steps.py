@@ -69,9 +69,10 @@ async def find_registered(site: Site, definition: EnvironmentDefinition) -> Read
     if await repository.find_manifest(found.digest) is None:
         logger.info("%s is registered, but its image is gone from the registry", found.reference)
         return None
-    if found is newest and newest.record_hash == hashes.record_hash(found.image_hash, definition):
+    renewed = _renewed(found, definition, reference_of(repository, found.digest))
+    if found is newest and (newest.record_hash, newest.reference) == (renewed.record_hash, renewed.reference):
         return _ready(newest, reused=True)
-    record = await site.workspace.versions.register(_renewed(site, found, definition))
+    record = await site.workspace.versions.register(renewed)
     return _ready(record, reused=True)
 
 
@@ -269,13 +270,14 @@ def _request(site: Site, definition: EnvironmentDefinition, base: LockedBase, ta
     )
 
 
-def _renewed(site: Site, found: VersionRecord, definition: EnvironmentDefinition) -> VersionRecord:
-    """A draft for the same image with what else the definition now says."""
+def _renewed(found: VersionRecord, definition: EnvironmentDefinition, reference: str) -> VersionRecord:
+    """A draft for the same image with what else the definition now says, and where the image is now."""
     return replace(
         found,
         version=0,
         created="",
         nonce="",
+        reference=reference,
         record_hash=hashes.record_hash(found.image_hash, definition),
         definition=definition.model_dump(mode="json"),
         environment_variables=dict(definition.environment_variables),

@@ -200,7 +200,7 @@ async def hand_out_number(shelf: Shelf, draft: VersionRecord) -> VersionRecord:
 def _same(found: VersionRecord, draft: VersionRecord) -> bool:
     """Whether registering `draft` would repeat `found`; `NameNotAllowed` if `found` belongs to somebody else."""
     _check_owner(found, draft.workspace, draft.name)
-    return bool(draft.record_hash) and found.record_hash == draft.record_hash
+    return bool(draft.record_hash) and (found.record_hash, found.reference) == (draft.record_hash, draft.reference)
 
 
 def _check_owner(found: VersionRecord, workspace: str, name: str) -> None:

@@ -39,7 +39,7 @@ def user_info(url: str) -> tuple[str, str] | None:
 
 
 def authorization(login: tuple[str, str] | None) -> dict[str, str]:
-    """The header for a user and password (RFC 7617, UTF-8); none without. Clients drop it on the way to another host."""
+    """The header for a user and password (RFC 7617, UTF-8); clients drop it on the way to another host."""
     return {} if login is None else {"Authorization": f"Basic {base64.b64encode(':'.join(login).encode()).decode()}"}
 
 

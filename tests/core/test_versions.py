@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_environments.core import versions
+from prefect_environments.core import files
 from prefect_environments.core.errors import NameNotAllowed, VersionError, VersionNotFound
 from prefect_environments.core.oci import digest as digests
 from prefect_environments.core.versions import FolderVersionStore, VersionRecord, hand_out_number
@@ -251,19 +252,19 @@ async def test_an_old_file_with_fewer_and_unknown_keys_is_still_valid(
     assert (await store.register(draft())).version == 2
 
 
-async def test_leftovers_of_dead_processes_are_no_versions_and_old_ones_are_removed(
+async def test_leftovers_of_dead_processes_are_no_versions_and_are_removed(
     store: FolderVersionStore, tmp_path: Path
 ) -> None:
     folder = tmp_path / "versions" / "train"
     folder.mkdir(parents=True)
-    old, young = folder / ".1.dead.tmp", folder / ".1.alive.tmp"
-    for leftover in (old, young, folder / "notes.json", folder / "01.json", folder / "0.json"):
+    dead = folder / "tmp-dead"
+    for leftover in (dead, folder / "notes.json", folder / "01.json", folder / "0.json"):
         leftover.write_text('{"record": {')
-    os.utime(old, (0, 0))
-    assert await store.versions("train") == []
-    assert (await store.register(draft())).version == 1
-    assert not old.exists()
-    assert young.exists()
+    with files.temporary_file(folder) as alive:
+        assert await store.versions("train") == []
+        assert (await store.register(draft())).version == 1
+        assert not dead.exists()
+        assert Path(alive.name).exists()
 
 
 async def test_a_folder_that_cannot_be_used_is_an_error_that_names_it(tmp_path: Path) -> None:

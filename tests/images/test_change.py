@@ -2,6 +2,7 @@
 
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,20 @@ async def test_variables_make_a_version_and_send_nothing(
     assert {second.ready.reference, same.ready.reference} == {first.ready.reference}
     record = await own.versions.get("demo", 2)
     assert record.environment_variables == {"OMP_NUM_THREADS": "4"}
+
+
+async def test_a_registry_that_moved_gets_the_next_version_with_its_own_reference(
+    own: Team, define: Define, base_layout: BaseLayout, tmp_path: Path
+) -> None:
+    """A version says where its image is, so an equal image elsewhere is another version."""
+    first = await build(own, define("alpha"), tmp_path / "cache")
+    moved = Team.on(tmp_path / "moved", tmp_path / "versions", default_base_image=base_layout.reference)
+    moved = replace(moved, versions=own.versions)
+    second = await build(moved, define("alpha"), tmp_path / "cache")
+    third = await build(moved, define("alpha"), tmp_path / "cache")
+    assert second.ready.digest == first.ready.digest
+    assert (second.ready.version, third.ready.version) == (2, 2)
+    assert third.ready.reference.startswith(f"oci:{tmp_path / 'moved'}:")
 
 
 async def test_a_reverted_definition_is_the_next_version_of_the_first_image(
