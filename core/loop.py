@@ -4,11 +4,12 @@ functions that already run in a loop."""
 import asyncio
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import CancelledError, wait
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
 _ATTENTION = 0.5  # seconds
+_CLEANUP = 10.0  # seconds
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
 
@@ -19,25 +20,36 @@ def run(coroutine: Coroutine[Any, Any, _T]) -> _T:
     if _inside(loop):
         coroutine.close()
         raise RuntimeError("a synchronous call was made inside the background loop; await the asynchronous one")
-    future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    future: Future[_T] = Future()
+    tasks: list[asyncio.Task[_T]] = []
+
+    def start() -> None:
+        tasks.append(loop.create_task(coroutine))
+        tasks[0].add_done_callback(lambda task: _hand_over(task, future))
+
+    def stop() -> None:  # runs after `start`, so that there is a task
+        tasks[0].cancel()
+
+    loop.call_soon_threadsafe(start)
     try:
         while not wait([future], _ATTENTION).done:
             pass  # a flow's time-out in a thread reaches this one only between two waits
         return future.result()
-    except BaseException as error:
+    except BaseException:
         if not future.done():
-            future.cancel()
-            _wait(future)
-        if isinstance(error, CancelledError):
-            raise asyncio.CancelledError from None
+            loop.call_soon_threadsafe(stop)
+            wait([future], _CLEANUP)  # the cancelled coroutine removes its files and uploads first
         raise
 
 
-def _wait(future: Any) -> None:
-    """Let the cancelled coroutine remove its files and uploads."""
-    done = threading.Event()
-    future.add_done_callback(lambda _: done.set())
-    done.wait(10)
+def _hand_over(task: asyncio.Task[_T], future: "Future[_T]") -> None:
+    """Tell the waiting thread how the task ended, once it has: a future of asyncio's own says so at once."""
+    if task.cancelled():
+        future.set_exception(asyncio.CancelledError())
+    elif error := task.exception():
+        future.set_exception(error)
+    else:
+        future.set_result(task.result())
 
 
 def _inside(loop: asyncio.AbstractEventLoop) -> bool:

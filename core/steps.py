@@ -91,7 +91,9 @@ async def resolve(site: Site, definition: EnvironmentDefinition, *, upgrade: boo
         resolver: Resolver = UvResolver(wheel_store=site.wheel_store)
         site.progress.step("resolve")
         request = _request(site, definition, base.locked, target)
-        return await resolver.resolve(replace(request, preferences=preferences, upgrade=upgrade))
+        lock = await resolver.resolve(replace(request, preferences=preferences, upgrade=upgrade))
+        logger.info("resolved %d requirements to %d packages", len(definition.requirements), len(lock.packages))
+        return lock
 
 
 async def build(
@@ -202,6 +204,14 @@ async def _assemble(
             located, repository, wheels, site.scratch, site.catalog, known, known_base, progress=site.progress
         )
         done = await assembler.assemble(lock, tag)
+    new = sum(not layer.reused for layer in done.layers)
+    logger.info(
+        "assembled %d layers: %d new, %d reused, %d bytes sent",
+        len(done.layers),
+        new,
+        len(done.layers) - new,
+        done.bytes_sent,
+    )
     for overlap in done.overlaps:
         logger.warning("/%s comes from both %s and %s; %s's is used", *_told(overlap))
     return BuiltImage(

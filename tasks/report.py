@@ -77,7 +77,7 @@ def report_ready(ready: ReadyImage, built: BuiltImage | None = None) -> None:
     create_markdown_artifact(
         ready_markdown(ready, built),
         key=f"environment-{slug(ready.name)}"[:200],
-        description=f"{ready.name} version {ready.version}",
+        description=f"Ready image of {ready.name}, version {ready.version}",
     )
 
 
@@ -88,7 +88,7 @@ def ready_markdown(ready: ReadyImage, built: BuiltImage | None = None) -> str:
         "",
         f"`{ready.reference}`",
         "",
-        "| | |",
+        "| What | Value |",
         "|---|---|",
         f"| Image | {'reused, nothing built' if ready.reused else 'built'} |",
         f"| Packages | {ready.packages} |",
@@ -99,7 +99,7 @@ def ready_markdown(ready: ReadyImage, built: BuiltImage | None = None) -> str:
         f"| Seconds | {', '.join(f'{step} {seconds:.1f}' for step, seconds in ready.seconds.items())} |",
     ]
     if built is not None and built.layers:
-        lines += ["", "| Layer | Size | |", "|---|--:|---|"]
+        lines += ["", "| Layer | Size | State |", "|---|--:|---|"]
         lines += [f"| {x.title} | {megabytes(x.size)} | {'reused' if x.reused else 'new'} |" for x in built.layers]
     if built is not None and built.overlaps:
         lines += ["", "Files of two packages (the later layer's is used):", ""]

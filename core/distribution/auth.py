@@ -82,6 +82,7 @@ def format_scopes(scopes: Scopes) -> list[str]:
 class _Token:
     header: str
     expires: float
+    born: float = 0.0
 
 
 class _Form:
@@ -132,10 +133,17 @@ class Auth:
             return parse_scopes(challenge.parameters.get("scope", ""))
         return frozenset()
 
-    def authorize(self, scopes: Scopes, refused: str | None = None) -> Generator[Request, Answer, str | None]:
+    def now(self) -> float:
+        """The time by the clock that tokens are measured with, in seconds."""
+        return self._clock()
+
+    def authorize(
+        self, scopes: Scopes, refused: str | None = None, sent: float = float("-inf")
+    ) -> Generator[Request, Answer, str | None]:
         """The `Authorization` header for a request that needs `scopes`; `None` if there is none to send.
 
-        `refused` is the header that just got a 401: it is never given again. Yields the token requests to make.
+        `refused` is the header that just got a 401 in a request of the time `sent`: it is never given again, nor is
+        another token for these scopes from before that time. Yields the token requests to make.
         Raises `RegistryAuthError` if the token server refuses, or the realm is unsafe.
         """
         if self.challenge is None:
@@ -144,7 +152,11 @@ class Auth:
             header = self._basic_header()
             return None if header == refused else header
         if refused is not None:
-            self._tokens = {known: token for known, token in self._tokens.items() if token.header != refused}
+            self._tokens = {
+                known: token
+                for known, token in self._tokens.items()
+                if token.header != refused and not (known >= scopes and token.born <= sent)
+            }
         if (cached := self._cached(scopes)) is not None:
             return cached  # asked for wider before, or renewed by another request meanwhile
         token = yield from self._request_token(self.challenge, scopes)
@@ -266,4 +278,5 @@ class Auth:
         if isinstance(lifetime, bool) or not isinstance(lifetime, int | float) or not lifetime > 0:
             lifetime = DEFAULT_LIFETIME
         # Renewed a little early: the token must still live when a request that starts now is checked.
-        return _Token(f"Bearer {token}", self._clock() + lifetime - min(15.0, lifetime * 0.1))
+        now = self._clock()
+        return _Token(f"Bearer {token}", now + lifetime - min(15.0, lifetime * 0.1), now)

@@ -152,7 +152,7 @@ class Transport:
         """Send with what is known; on a 401 learn, authorize afresh and send once more."""
         if not self.is_own(request.url):
             return await self._send(request, request.url, None)
-        header = await self._authorization(request, request.scopes)
+        header, sent = await self._authorization(request, request.scopes), self.auth.now()
         response = await self._send(request, request.url, header)
         if response.status != 401:
             # A registry that lets somebody write has asked for all that it will ask.
@@ -160,7 +160,7 @@ class Transport:
             return response
         try:
             wanted = self.auth.learn(response.headers.getall("WWW-Authenticate", []))
-            fresh = await self._authorization(request, request.scopes | wanted, header)
+            fresh = await self._authorization(request, request.scopes | wanted, header, sent)
         except BaseException:
             response.close()
             raise
@@ -169,7 +169,9 @@ class Transport:
         response.close() if request.body is not None else response.release()
         return await self._send(request, request.url, fresh)
 
-    async def _authorization(self, request: Request, scopes: Scopes, refused: str | None = None) -> str | None:
+    async def _authorization(
+        self, request: Request, scopes: Scopes, refused: str | None = None, sent: float = float("-inf")
+    ) -> str | None:
         """Drive the rules of `Auth`. One at a time for the same scopes, so that a token is asked for once."""
         if self.auth.challenge is None:
             return None
@@ -179,7 +181,7 @@ class Transport:
                 self.auth.credentials = found if isinstance(found, Credentials) else await found.get(self._host)
                 if self.auth.credentials is None:
                     self._credentials = None  # the source has none; do not ask it again
-            steps = self.auth.authorize(scopes, refused)
+            steps = self.auth.authorize(scopes, refused, sent)
             try:
                 question = next(steps)
                 while True:

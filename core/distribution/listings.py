@@ -5,6 +5,7 @@ import json
 import random
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from prefect_environments.core.distribution import manifests
@@ -16,7 +17,7 @@ from prefect_environments.core.oci import digest as digests
 from prefect_environments.core.oci.descriptor import EMPTY, IMAGE_INDEX, Descriptor
 
 LISTING_LIMIT = 32 * 1024 * 1024
-"""Largest page of a listing that is read, in bytes: some registries ignore paging and send all tags at once."""
+"""Largest listing that is read, all pages together, in bytes: some registries send all tags at once."""
 
 _PAGES = 10_000
 _FALLBACK_TRIES = 5
@@ -36,9 +37,10 @@ def next_page(links: list[str]) -> str | None:
 
 async def _pages(place: Place, request: Request) -> AsyncIterator[Answer]:
     """All pages of a listing. A loop, and an address on another host, raise `RegistryError`."""
-    seen = {request.url}
+    seen, left = {request.url}, LISTING_LIMIT
     while True:
-        answer = await place.transport.fetch(request)
+        answer = await place.transport.fetch(replace(request, limit=left))
+        left -= len(answer.body)
         yield answer
         link = next_page(answer.headers.getall("Link", [])) if answer.status == 200 else None
         if link is None:

@@ -50,6 +50,7 @@ _MANYLINUX = (17, 28, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40)
 
 _HASH = re.compile(r"\s+--hash[=\s]\s*([a-z0-9]+):([0-9a-fA-F]+)")
 _BUILD_FAILED = re.compile(r"[Ff]ailed to (?:download and )?build:? `([^`]+)`")
+_REFUSED = re.compile(r"40[13] (?:Unauthorized|Forbidden)")
 _NO_WHEEL = re.compile(r"has no (?:usable wheels|(?:compatible )?wheels with a matching)")
 _NOISE = re.compile(r"^warning: The requested Python version .* is not available;.*\n?", re.MULTILINE)
 _OUTPUT = "pylock.resolved.toml"  # uv takes no name with another dot in it
@@ -249,7 +250,13 @@ def _explained(request: ResolveRequest, stderr: str) -> ResolveError:
             f"Python or a newer libc, another version of the package, or a Dockerfile\n{stderr}"
         )
     asked = f"{len(request.packages)} requirements for {target}"
+    if refused := _REFUSED.search(stderr):
+        return ResolveError(
+            f"a package index refused the credentials, or wants some ({refused[0]}), so {asked} cannot be resolved. "
+            "Give user and password in a PackageIndexCredentials block, a netrc file or UV_INDEX_… variables\n"
+            f"{stderr}"
+        )
     return ResolveError(
         f"no set of packages satisfies {asked}. Loosen or correct the requirements that uv names below, or choose "
-        f"a base image with another Python. (An --index-strategy is UvResolver's index_strategy.)\n{stderr}"
+        f"a base image with another Python. The first index that has a package decides, extra ones first\n{stderr}"
     )

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import IO, Any
 
 NO_PYTHON = ("base-files", "base-passwd", "dash")
-PYTHON = (*NO_PYTHON, "ca-certificates", "coreutils", "python3")
-RECIPE = "1"
+PYTHON = (*NO_PYTHON, "ca-certificates", "coreutils", "libstdc++6", "python3")
+RECIPE = "2"
 """Changes when the same packages would give another image, so that callers can key a cache by it."""
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "ppc64le": "ppc64le", "s390x": "s390x"}

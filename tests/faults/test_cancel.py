@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from prefect_environments.core.oci.image import ImageManifest
 from tests.faults import proxy as p
 from tests.faults.conftest import Ground, open_uploads
 from tests.faults.parts import NAME, Plan, leftovers, push
-from tests.faults.proxy import Rule, proxy_to
+from tests.faults.proxy import Proxy, Rule, proxy_to
 from tests.support.registry import Registry as Running
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +29,7 @@ PLACES = {
 async def test_a_cancelled_push_closes_its_sessions_and_removes_its_files(place: str, ground: Ground) -> None:
     slow = asyncio.Event()
 
-    async def later(proxy: p.Proxy, request: p.web.Request) -> p.web.StreamResponse:
+    async def later(proxy: Proxy, request: web.Request) -> web.StreamResponse:
         await asyncio.wait([asyncio.ensure_future(slow.wait())], timeout=0.3)
         return p.reply(await proxy.forward(request))
 

@@ -1,4 +1,4 @@
-"""Memory stays bounded, whatever the size of layers and wheels: measured in a process of its own, above its idle size."""
+"""Memory stays bounded, whatever the size of layers and wheels: measured in a process of its own, above idle."""
 
 import hashlib
 import json

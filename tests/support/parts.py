@@ -17,6 +17,7 @@ PARTS = {
     "htpasswd": "apache2-utils",
     "mmdebstrap": "mmdebstrap",
     "pigz": "pigz",
+    "igzip": "isal",
     "skopeo": "skopeo",
     "umoci": "umoci",
 }
