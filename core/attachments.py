@@ -32,15 +32,30 @@ class Attached:
 
 async def attach(repository: Repository, image: Descriptor, definition: EnvironmentDefinition, lock: Lock) -> Attached:
     """Attach definition, lock and SBOM to an image; what is attached already is left as it is."""
-    lock_digest = await _attach(repository, image, LOCK, lock.to_pylock().encode())
-    sbom_digest = await _attach(repository, image, SBOM, sbom.write_sbom(lock))
-    content = canonical.dumps(definition.model_dump(mode="json"))
-    return Attached(await _attach(repository, image, DEFINITION, content), lock_digest, sbom_digest)
+    contents = {
+        DEFINITION: canonical.dumps(definition.model_dump(mode="json")),
+        LOCK: lock.to_pylock().encode(),
+        SBOM: sbom.write_sbom(lock),
+    }
+    found = {kind: (await _attach(repository, image, kind, content)).digest for kind, content in contents.items()}
+    await _relist(repository, image.digest, set(found.values()))
+    return Attached(found[DEFINITION], found[LOCK], found[SBOM])
 
 
-async def _attach(repository: Repository, image: Descriptor, kind: str, content: bytes) -> str:
+async def _attach(repository: Repository, image: Descriptor, kind: str, content: bytes) -> Descriptor:
     blob = Descriptor(kind, digests.of(content), len(content), {TITLE: _TITLES[kind]})
-    return (await put_artifact(repository, blob, content, subject=image)).digest
+    return await put_artifact(repository, blob, content, subject=image)
+
+
+async def _relist(repository: Repository, image: str, wanted: set[str]) -> None:
+    """Put again what the list of referrers lost.
+
+    A registry without the referrers API keeps the list under a tag, which two workers may overwrite for each other.
+    Each looks after its last write, so the last of them leaves a whole list.
+    """
+    for digest in wanted - {item.digest for item in await repository.referrers(image)}:
+        manifest = await repository.get_manifest(digest)
+        await repository.put_manifest(manifest.content, manifest.descriptor.media_type)
 
 
 async def read_lock(repository: Repository, digest: str) -> Lock:

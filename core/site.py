@@ -7,6 +7,7 @@ from pathlib import Path
 
 import platformdirs
 
+from prefect_environments.core import files
 from prefect_environments.core.build.base import BaseImage, load_base
 from prefect_environments.core.build.catalog import Catalog
 from prefect_environments.core.build.wheel_store import RegistryWheelStore
@@ -15,6 +16,7 @@ from prefect_environments.core.errors import DefinitionError
 from prefect_environments.core.lock.model import Lock
 from prefect_environments.core.lock.target import Platform
 from prefect_environments.core.names import slug
+from prefect_environments.core.oci.layout import Layout
 from prefect_environments.core.oci.repository import Repository, Store
 from prefect_environments.core.progress import SILENT, Progress
 from prefect_environments.core.redact import remember
@@ -69,9 +71,18 @@ async def open_site(
             pair = await resolve_secret(user, workspace.secrets), await resolve_secret(password, workspace.secrets)
             remember(str(pair[1]))
             credentials[url] = (str(pair[0]), str(pair[1]))
-        yield Site(workspace, store, cache or default_cache(), progress, credentials)
+        site = Site(workspace, store, cache or default_cache(), progress, credentials)
+        _sweep(site)
+        yield site
     finally:
         await store.close()
+
+
+def _sweep(site: Site) -> None:
+    """Remove what dead processes left: at each start, because a run that finds all in place writes nothing."""
+    folders = [site.scratch, site.cache / "wheels", site.cache / "built"]
+    for folder in [*folders, site.store.scratch] if isinstance(site.store, Layout) else folders:
+        files.sweep(folder)
 
 
 @asynccontextmanager

@@ -108,8 +108,10 @@ async def build(
     tag = digests.hex_of(image_hash)
     existing = None if force else await repository.find_manifest(tag)
     if existing is not None:
-        stored = ImageManifest.from_bytes((await repository.get_manifest(existing.digest)).content)
-        built = BuiltImage(existing, image_hash, lock, True, stored.config.size + sum(x.size for x in stored.layers))
+        found = await repository.get_manifest(existing.digest)  # verified: its size is told to others
+        stored = ImageManifest.from_bytes(found.content)
+        size = stored.config.size + sum(layer.size for layer in stored.layers)
+        built = BuiltImage(found.descriptor, image_hash, lock, True, size)
     else:
         built = await _assemble(site, definition, lock, repository, tag)
     await attachments.attach(repository, built.descriptor, definition, lock)

@@ -310,6 +310,7 @@ class FolderShelf:
             raise VersionError(f"the versions in {self._folder} cannot be read or written: {reason}") from error
 
     def _newest(self, folder: Path) -> VersionRecord | None:
+        files.sweep(folder)  # here, because a version that was written by a process that then died is not written again
         paths = _numbered(folder)
         return self._read(paths[-1]) if paths else None
 

@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_environments.core import versions
-from prefect_environments.core import files
+from prefect_environments.core import files, versions
 from prefect_environments.core.errors import NameNotAllowed, VersionError, VersionNotFound
 from prefect_environments.core.oci import digest as digests
 from prefect_environments.core.versions import FolderVersionStore, VersionRecord, hand_out_number

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from examples.base import make_base as maker
 from tests.images.conftest import Define
 from tests.images.parts import PYTHON, Team, build, conforms
-from tests.support.base import base_image
+from tests.support.base import BaseLayout
 from tests.support.engine import DockerEngine
 from tests.support.registry import Registry
 
@@ -83,12 +82,15 @@ async def test_every_reader_takes_the_image(image: str, docker_engine: DockerEng
 
 @pytest.mark.network
 async def test_a_scientific_set_from_the_public_index_works(
-    team: Team, define: Define, open_registry: Registry, docker_engine: DockerEngine, tmp_path: Path
+    team: Team,
+    define: Define,
+    open_registry: Registry,
+    base_layout: BaseLayout,
+    docker_engine: DockerEngine,
+    tmp_path: Path,
 ) -> None:
     """scikit-learn and pandas, with the compiled libraries that they bring, fit a model in the container."""
-    # what every manylinux wheel may expect of a system (PEP 600); images of python:*-slim have it
-    base = base_image(tuple(dict.fromkeys((*maker.PYTHON, "libstdc++6"))))
-    reference = base.push(open_registry.repository_url("images/base-for-compiled:1"))
+    reference = base_layout.push(open_registry.repository_url("images/base-for-compiled:1"))
     lines = (Path(__file__).parents[2] / "examples/iris/requirements.txt").read_text().splitlines()
     wanted = define(*lines, name="iris", base_image=reference, find_links=(), no_index=False)
     built = await build(team, wanted, tmp_path / "cache")
