@@ -40,14 +40,14 @@ class Site:
     cache: Path
     progress: Progress = SILENT
     index_credentials: Mapping[str, tuple[str, str]] = field(default_factory=dict, repr=False)
+    catalog: Catalog = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.catalog = Catalog(self.store.repository(f"{self.workspace.repository_prefix}-layers"))
 
     def repository(self, name: str) -> Repository:
         """The repository of an environment."""
         return self.store.repository(f"{self.workspace.repository_prefix}/{slug(name)}")
-
-    @property
-    def catalog(self) -> Catalog:
-        return Catalog(self.store.repository(f"{self.workspace.repository_prefix}-layers"))
 
     @property
     def wheel_store(self) -> RegistryWheelStore:

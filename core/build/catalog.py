@@ -5,11 +5,12 @@ base image by its digest. It also keeps the layers from garbage collection.
 """
 
 import json
-from collections.abc import Mapping
-from contextlib import suppress
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 
 from prefect_environments.core.build.layer import LayerBlob
-from prefect_environments.core.errors import ImageError, NotFound
+from prefect_environments.core.errors import ImageError, NotFound, RegistryAuthError
 from prefect_environments.core.lock.target import Target
 from prefect_environments.core.oci import descriptor as types
 from prefect_environments.core.oci import digest as digests
@@ -24,6 +25,8 @@ DIFF_ID = "com.prefect-environments.layer.diff-id"
 FACTS = "com.prefect-environments.base.facts"
 LAYER_ARTIFACT = "application/vnd.prefect-environments.layer.v1+json"
 BASE_ARTIFACT = "application/vnd.prefect-environments.base.v1+json"
+
+logger = logging.getLogger(__name__)
 
 
 def annotated(key: str, blob: LayerBlob, title: str) -> AddedLayer:
@@ -50,10 +53,14 @@ def _added(descriptor: Descriptor) -> AddedLayer | None:
 
 
 class Catalog:
-    """The artifacts of one `layers` repository."""
+    """The artifacts of one `layers` repository.
+
+    It is a memory only: credentials that may not use the repository, or a broken artifact, cost time but no build.
+    """
 
     def __init__(self, repository: Repository) -> None:
         self.repository = repository
+        self._allowed = True
 
     async def find_layer(self, key: str) -> AddedLayer | None:
         """A layer that some environment has already pushed, by its key."""
@@ -62,9 +69,10 @@ class Catalog:
 
     async def keep_layer(self, key: str, layer: AddedLayer, source: str) -> None:
         """Remember a layer that was just pushed to the repository path `source` of the same store."""
-        if not await self.repository.mount_blob(layer.descriptor, source):
-            return  # a registry that cannot mount: sending it twice would cost more than the memory saves
-        await self._keep(key, artifact_manifest(layer.descriptor, LAYER_ARTIFACT))
+        async with self._tolerant():
+            # a registry that cannot mount: sending it twice would cost more than the memory saves
+            if self._allowed and await self.repository.mount_blob(layer.descriptor, source):
+                await self._keep(key, artifact_manifest(layer.descriptor, LAYER_ARTIFACT))
 
     async def find_base(self, digest: str) -> Target | None:
         """What a base image offers, as it was found before."""
@@ -78,14 +86,27 @@ class Catalog:
     async def keep_base(self, digest: str, target: Target) -> None:
         notes: Mapping[str, str] = {FACTS: json.dumps(target.to_json(), sort_keys=True)}
         manifest = artifact_manifest(EMPTY_DESCRIPTOR, BASE_ARTIFACT, annotations=notes)
-        await self._keep(_base_tag(digest), manifest)
+        async with self._tolerant():
+            if self._allowed:
+                await self._keep(_base_tag(digest), manifest)
 
     async def _find(self, tag: str) -> ImageManifest | None:
+        async with self._tolerant():
+            if self._allowed:
+                return ImageManifest.from_bytes((await self.repository.get_manifest(tag)).content)
+        return None
+
+    @asynccontextmanager
+    async def _tolerant(self) -> AsyncIterator[None]:
         try:
-            found = await self.repository.get_manifest(tag)
+            yield
         except NotFound:
-            return None
-        return ImageManifest.from_bytes(found.content)
+            pass
+        except ImageError as error:
+            logger.warning("an artifact in %s cannot be read, going on without it: %s", self.repository.name, error)
+        except RegistryAuthError as error:
+            self._allowed = False
+            logger.warning("going on without %s, which would save work: %s", self.repository.name, error)
 
     async def _keep(self, tag: str, manifest: ImageManifest) -> None:
         await self.repository.write_blob(EMPTY_DESCRIPTOR, EMPTY)
