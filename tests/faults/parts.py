@@ -1,5 +1,6 @@
 """What the fault tests build: a few small wheels on a tiny base, their lock made once, without a resolver."""
 
+import asyncio
 import hashlib
 import os
 from dataclasses import dataclass
@@ -105,3 +106,12 @@ def leftovers(*folders: Path) -> list[str]:
         for name in names
         if name.startswith("tmp-") or name.endswith(".tmp")
     )
+
+
+async def settled_leftovers(folder: Path) -> list[str]:
+    """The same once this process's threads are done: a thread that writes is not stopped by a cancellation."""
+    for _ in range(100):
+        if not leftovers(folder):
+            break
+        await asyncio.sleep(0.05)
+    return leftovers(folder)

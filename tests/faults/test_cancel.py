@@ -12,7 +12,7 @@ from aiohttp import web
 from prefect_environments.core.oci.image import ImageManifest
 from tests.faults import proxy as p
 from tests.faults.conftest import Ground, open_uploads
-from tests.faults.parts import NAME, Plan, leftovers, push
+from tests.faults.parts import NAME, Plan, leftovers, push, settled_leftovers
 from tests.faults.proxy import Proxy, Rule, proxy_to
 from tests.support.registry import Registry as Running
 
@@ -42,7 +42,7 @@ async def test_a_cancelled_push_closes_its_sessions_and_removes_its_files(place:
             await task
         await asyncio.sleep(0.5)  # what the proxy has in hand still reaches the registry
     assert ground.open_uploads() == []
-    assert leftovers(ground.folder) == []
+    assert await settled_leftovers(ground.folder) == []
     assert await workspace.versions.versions(NAME) == []
 
 

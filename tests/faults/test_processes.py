@@ -17,7 +17,7 @@ from prefect_environments.core import files
 from prefect_environments.core.errors import StorageError
 from prefect_environments.core.oci import digest as digests
 from prefect_environments.core.registry_settings import RegistrySettings
-from tests.faults.parts import NAME, Plan, leftovers, push, team
+from tests.faults.parts import NAME, Plan, leftovers, push, settled_leftovers, team
 from tests.support.registry import Registry as Running
 from tests.support.session import missing
 
@@ -40,7 +40,7 @@ async def check_layout(folder: Path) -> None:
     for path in sorted((folder / "blobs").rglob("*")):
         if path.is_file():
             assert f"sha256:{path.name}" == digests.of_file(path), path
-    assert leftovers(folder) == []
+    assert await settled_leftovers(folder) == []
 
 
 async def test_builds_into_a_layout_that_are_killed_anywhere_complete_when_run_again(
@@ -140,7 +140,7 @@ async def test_a_full_disk_is_told_and_the_rest_is_intact_and_completes_later(
         assert await workspace.versions.versions(NAME) == []
         if places["images"].exists():
             await check_layout(places["images"])
-        assert leftovers(tmp_path) == []
+        assert await settled_leftovers(tmp_path) == []
         ballast.unlink()
         (small / "rest").unlink(missing_ok=True)
         record = await push(plan, workspace, places["cache"])

@@ -17,7 +17,7 @@ from prefect_environments.core.oci.validate import validate
 from prefect_environments.core.versions import VersionRecord
 from tests.faults import proxy as p
 from tests.faults.conftest import Ground
-from tests.faults.parts import NAME, PATIENT, QUICK, leftovers, push
+from tests.faults.parts import NAME, PATIENT, QUICK, push, settled_leftovers
 from tests.faults.proxy import Proxy, Rule, proxy_to
 
 BLOB_CHECK = r"^HEAD .*/demo/blobs/"
@@ -136,7 +136,7 @@ async def check_state(ground: Ground, outcome: VersionRecord | PrefectEnvironmen
             assert digest == ground.plan.digest
             await validate(repository, digest, ground.folder / "validate")
     assert [record.version for record in registered] == ([1] if isinstance(outcome, VersionRecord) else [])
-    assert leftovers(ground.folder) == []
+    assert await settled_leftovers(ground.folder) == []
 
 
 @pytest.mark.parametrize("case", PASSING)

@@ -142,6 +142,9 @@ def test_planted_secrets_stay_in_their_own_blocks(
     state = build_environment(definition, workspace, return_state=True)
     assert not state.result().reused
     assert build_environment(definition, workspace).reused
+    folder = tmp_path / "folder"
+    here = Workspace.local(folder).model_copy(update={"index": workspace.index})
+    assert not build_environment(definition, here).reused
     told = [failure(definition, planted.workspace(saved=saved, wrong=wrong)) for wrong in ("registry", "index")]
     if saved:
         request.getfixturevalue("deployed")
@@ -164,11 +167,11 @@ def test_planted_secrets_stay_in_their_own_blocks(
     assert definition.name in (left / "rows.sql").read_text()
     server = test_session.folder / "prefect-server"
     logs, cache = test_session.folder / "logs", test_session.folder / "cache"
-    images = small_files(planted.registry.folder)
-    assert len(images) > 10
+    images, layout = small_files(planted.registry.folder), small_files(folder)
+    assert len(images) > 10 and len(layout) > 10
     plain = documents(test_session)
     for name, secret in planted.secrets.items():
-        assert find_secret(secret, left, server, logs, cache, *images) == [], name
+        assert find_secret(secret, left, server, logs, cache, *images, *layout) == [], name
         assert {document for document, data in plain.items() if secret in data} == planted.owners[secret], name
     assert [path for path in scratch.rglob("*") if path.is_file()] == []
 
