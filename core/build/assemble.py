@@ -91,6 +91,9 @@ class Assembler:
     _converting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(max(2, os.cpu_count() or 2)))
     _built: dict[str, _Contents] = field(default_factory=dict)
     """What is in the layers that were built now, by layer key."""
+    _unchecked: set[str] = field(default_factory=set)
+    """Keys of the layers whose wheels are not checked yet."""
+    _all_checked: asyncio.Event = field(default_factory=asyncio.Event)
     _sent: int = 0
 
     async def assemble(self, lock: Lock, tag: str) -> Assembled:
@@ -112,6 +115,8 @@ class Assembler:
     async def _assemble(self, lock: Lock, tag: str) -> Assembled:
         planned = plan_layers(lock, len(self.base.manifest.layers))
         self._announce(planned)
+        self._unchecked = {layer.key for layer in planned}
+        self._all_checked.clear()
         with files.storage("assembling an image", self.scratch):
             files.sweep(self.scratch)
         bases, (skeleton, *layers) = await both(
@@ -157,6 +162,8 @@ class Assembler:
         names = tuple(f"{p.name} {p.version}" for p in planned.packages)
         layer = self.known.get(planned.key) or await self._from_catalog(planned)
         reused = layer is not None
+        if reused:
+            self._checked(planned)
         if layer is None:
             layer = await self._build_layer(lock, planned)
         self.progress.layer(planned.title, layer.descriptor.size, reused)
@@ -177,17 +184,25 @@ class Assembler:
 
     async def _build_layer(self, lock: Lock, planned: PlannedLayer) -> AddedLayer:
         paths = await gather(self.wheels.get(package) for package in planned.packages)
+        given = list(zip(planned.packages, paths, strict=True))
+        await asyncio.to_thread(_check, given, lock)
+        self._checked(planned)
         with files.storage("writing a layer", self.scratch), files.temporary_file(self.scratch) as file:
             async with self._converting:
-                blob, self._built[planned.key] = await asyncio.to_thread(
-                    _convert, list(zip(planned.packages, paths, strict=True)), lock, file
-                )
+                blob, self._built[planned.key] = await asyncio.to_thread(_convert, given, lock, file)
             file.flush()
+            await self._all_checked.wait()
             layer = catalogs.annotated(planned.key, blob, planned.title)
             await self.target.write_blob(layer.descriptor, Path(file.name), on_bytes=self._count)
         if self.catalog is not None:
             await self._remember(self.catalog, planned.key, layer)
         return layer
+
+    def _checked(self, planned: PlannedLayer) -> None:
+        """No package layer is sent before every wheel is there, has the lock's hash and passed its checks."""
+        self._unchecked.discard(planned.key)
+        if not self._unchecked:
+            self._all_checked.set()
 
     async def _remember(self, catalog: Catalog, key: str, layer: AddedLayer) -> None:
         source = shared_path(self.target, catalog.repository)
@@ -215,6 +230,12 @@ class Assembler:
     def _count(self, size: int) -> None:
         self._sent += size
         self.progress.sent(size)
+
+
+def _check(given: list[tuple[LockedPackage, Path]], lock: Lock) -> None:
+    """Open every wheel, which refuses unsafe ones, and close it again: many may be waiting at once."""
+    for package, path in given:
+        Wheel.open(path, package.filename, lock.target).close()
 
 
 def _convert(given: list[tuple[LockedPackage, Path]], lock: Lock, file: BinaryIO) -> tuple[LayerBlob, _Contents]:

@@ -28,6 +28,8 @@ def folder(wheels: Path, tmp_path: Path) -> Path:
 async def assert_nothing_is_there(team: Team) -> None:
     async with open_site(team) as site:
         assert await site.repository("demo").tags() == []
+        kept = await site.catalog.repository.tags()
+        assert [tag for tag in kept if not tag.startswith("base-")] == [], "no package layer was sent"
     assert await team.versions.names() == []
 
 
@@ -59,8 +61,9 @@ async def test_a_wheel_that_leaves_its_place_is_refused(
 ) -> None:
     """Out of the environment, to the root, or over the environment's own interpreter."""
     make_wheel(folder, "epsilon", "1.0", {"epsilon.py": b"", member: b"evil"})
+    wanted = define("epsilon", "beta", base_image=open_base, find_links=(str(folder),))
     with pytest.raises(PackageError, match="epsilon"):
-        await build(team, define("epsilon", base_image=open_base, find_links=(str(folder),)), tmp_path / "cache")
+        await build(team, wanted, tmp_path / "cache")
     await assert_nothing_is_there(team)
 
 
