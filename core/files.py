@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -40,6 +41,18 @@ def temporary_file(folder: Path) -> Iterator[BinaryIO]:
                 Path(file.name).unlink()
 
 
+@contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """A new folder under `parent` for its owner's eyes only, removed at the end, or by `sweep` if its process died."""
+    with temporary_file(parent) as marker:
+        folder = Path(f"{marker.name}.d")
+        folder.mkdir(mode=0o700)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _new_locked(folder: Path) -> BinaryIO:
     while True:
         file = tempfile.NamedTemporaryFile(dir=folder, prefix="tmp-", delete=False)  # noqa: SIM115
@@ -55,10 +68,11 @@ def _new_locked(folder: Path) -> BinaryIO:
 
 
 def sweep(folder: Path) -> None:
-    """Remove temporary files whose process is gone: nobody holds their lock."""
+    """Remove temporary files and folders whose process is gone: nobody holds their lock."""
     for path in folder.glob("tmp-*"):
         with suppress(OSError), path.open("r+b") as file:  # network file systems lock what is open for writing
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(f"{path}.d", ignore_errors=True)
             path.unlink()
 
 

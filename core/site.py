@@ -80,7 +80,7 @@ async def open_site(
 
 def _sweep(site: Site) -> None:
     """Remove what dead processes left: at each start, because a run that finds all in place writes nothing."""
-    folders = [site.scratch, site.cache / "wheels", site.cache / "built"]
+    folders = [site.scratch, *(site.cache / name for name in ("wheels", "built", "resolve"))]
     for folder in [*folders, site.store.scratch] if isinstance(site.store, Layout) else folders:
         files.sweep(folder)
 

@@ -88,7 +88,7 @@ async def resolve(site: Site, definition: EnvironmentDefinition, *, upgrade: boo
             "base image %s: Python %s, %s %s", base.locked.name, target.python, target.libc, target.libc_version
         )
         preferences = None if upgrade else await _previous_lock(site, definition.name)
-        resolver: Resolver = UvResolver(wheel_store=site.wheel_store)
+        resolver: Resolver = UvResolver(wheel_store=site.wheel_store, scratch=site.cache / "resolve")
         site.progress.step("resolve")
         request = _request(site, definition, base.locked, target)
         lock = await resolver.resolve(replace(request, preferences=preferences, upgrade=upgrade))

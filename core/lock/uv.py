@@ -25,7 +25,6 @@ without being seen in the definition.
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +37,7 @@ from packaging.utils import canonicalize_name
 from uv import find_uv_bin
 
 from prefect_environments.core.errors import NoFittingWheel, ResolveError
+from prefect_environments.core.files import storage, temporary_folder
 from prefect_environments.core.lock import process, pylock, sizes, source_builds, urls, uv_environment, wheels
 from prefect_environments.core.lock.model import Lock, LockedPackage
 from prefect_environments.core.lock.resolver import ResolveRequest
@@ -60,7 +60,7 @@ class UvResolver:
     """Resolves pip requirements with uv; see the module's docstring for what it decides.
 
     `environ` is what uv inherits (by default this process's environment), less everything that would change the
-    answer. `timeout` is in seconds, for resolving and for each build.
+    answer. `timeout` is in seconds, for resolving and for each build. `scratch` is a folder for temporary ones.
     """
 
     def __init__(
@@ -71,9 +71,11 @@ class UvResolver:
         environ: Mapping[str, str] | None = None,
         uv: str | None = None,
         timeout: float = 900,
+        scratch: Path | None = None,
     ) -> None:
-        default = platformdirs.user_cache_path("prefect-environments") / "built-wheels"
-        self._store = wheel_store or source_builds.FolderWheelStore(default)
+        cache = platformdirs.user_cache_path("prefect-environments")
+        self._store = wheel_store or source_builds.FolderWheelStore(cache / "built-wheels")
+        self._scratch = scratch or cache / "resolve"
         self._index_strategy = index_strategy
         self._environ = environ
         self._uv = uv
@@ -87,8 +89,8 @@ class UvResolver:
         """
         packages, hashes = _without_hashes((*request.packages, *request.constraints))
         environ = os.environ if self._environ is None else self._environ
-        with tempfile.TemporaryDirectory(prefix="resolve-") as name:
-            folder = Path(name)
+        # not in the system's folder: what a killed process leaves here, credentials perhaps, is swept by the next one
+        with storage("resolving", self._scratch), temporary_folder(self._scratch) as folder:
             env = uv_environment.environment(environ, request, folder)
             document = await self._compile(request, packages, env, folder)
             preferences = None if request.upgrade else request.preferences

@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import os
 import re
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -321,23 +320,22 @@ async def test_exclude_newer_is_passed_on(files: Path, resolver: UvResolver, req
 
 
 async def test_cancelling_ends_uv_and_leaves_no_folder(
-    environ: dict[str, str], request_for: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    environ: dict[str, str], request_for: Request, tmp_path: Path
 ) -> None:
     """A stand-in for uv that never ends: what counts is that it and its child are gone."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
-    (tmp_path / "scratch").mkdir()
+    scratch = tmp_path / "scratch"
     pids = tmp_path / "pids"
     slow = tmp_path / "slow"
     slow.write_text(f"#!/bin/sh\nsleep 600 &\necho $$ $! > {pids}.new\nmv {pids}.new {pids}\nwait\n")
     slow.chmod(0o700)
-    task = asyncio.create_task(UvResolver(environ=environ, uv=str(slow)).resolve(request_for("demo")))
+    task = asyncio.create_task(UvResolver(environ=environ, uv=str(slow), scratch=scratch).resolve(request_for("demo")))
     await asyncio.to_thread(_until, lambda: pids.exists() or task.done())
-    folders = list((tmp_path / "scratch").iterdir())
+    folders = list(scratch.glob("*.d"))
     assert [folder.stat().st_mode & 0o777 for folder in folders] == [0o700]
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert list((tmp_path / "scratch").iterdir()) == []
+    assert list(scratch.iterdir()) == []
     for pid in pids.read_text().split():
         await asyncio.to_thread(_until, partial(_gone, int(pid)))
 
