@@ -38,7 +38,9 @@ def forked(work: dict[str, Any], images: str, folder: Path) -> int:
         return child
     try:
         result = build(work, images, folder)
-        (folder / f"result-{os.getpid()}.json").write_text(json.dumps(result))
+        written = folder / f"written-{os.getpid()}.json"
+        written.write_text(json.dumps(result))
+        written.replace(folder / f"result-{os.getpid()}.json")  # the kill may come in the middle of writing
     finally:
         os._exit(0)
 

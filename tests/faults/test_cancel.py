@@ -57,7 +57,8 @@ async def test_ctrl_c_in_a_push_closes_its_sessions_and_ends_the_process(
         (tmp_path / "work.json").write_text(json.dumps(work))
         runs = "asyncio.run(go)" if how == "asyncio.run" else "loop.run(go)"
         script = (
-            "import asyncio, json, sys; from pathlib import Path\n"
+            "import asyncio, json, signal, sys; from pathlib import Path\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job starts with it ignored
             "from prefect_environments.core import loop\n"
             "from prefect_environments.core.lock.model import Lock\n"
             "from prefect_environments.core.registry_settings import RegistrySettings\n"
