@@ -30,6 +30,7 @@ SOURCE_DATE_EPOCH = "315532800"
 """The first moment that a zip archive can tell (1980-01-01): equal sources give equal wheels."""
 
 _OUTPUT_SHOWN = 6_000  # characters of a failed build's output: enough for the traceback
+_LINE_SHOWN = 500
 
 
 class WheelStore(Protocol):
@@ -176,13 +177,19 @@ async def _uv_build(source: SourcePackage, tree: Path, into: Path, settings: Bui
     done = await process.run(arguments, env=env, cwd=tree if tree.is_dir() else tree.parent, seconds=settings.timeout)
     built = sorted(into.glob("*.whl"))
     if done.status or len(built) != 1:
-        output = (done.stdout + done.stderr).strip()
-        shown = output if len(output) <= _OUTPUT_SHOWN else "…" + output[-_OUTPUT_SHOWN:]
         raise ResolveError(
             f"building a wheel of {source} from source failed; its output is below. "
-            f"Correct the source, pin a version that has a wheel, or use a Dockerfile\n{shown}"
+            f"Correct the source, pin a version that has a wheel, or use a Dockerfile\n{_end_of(done)}"
         )
     return built[0]
+
+
+def _end_of(done: process.Finished) -> str:
+    """The end of a failed build's output. Long lines are cut: uv mixes what a build prints and its traceback as they
+    come, and one must not push the other out."""
+    lines = (done.stdout + done.stderr).strip().splitlines()
+    output = "\n".join(line if len(line) <= _LINE_SHOWN else line[:_LINE_SHOWN] + "…" for line in lines)
+    return output if len(output) <= _OUTPUT_SHOWN else "…" + output[-_OUTPUT_SHOWN:]
 
 
 def host_has(target: Target) -> bool:
