@@ -67,9 +67,10 @@ def run(console: Console, base: str) -> None:
     changed = Environment.from_pip_requirements("iris", more)
     changed.docker.base_image = base
     last = build(console, build_environment, changed, workspace, "3. One package more: only the change is paid")
+    tag = last.image_hash.removeprefix("sha256:")
     console.print(
-        f"\nVersions {first.version} and {last.version} of {first.name!r} are registered. The image layout is "
-        f"{FOLDER / 'workspace' / 'images'}: look into it with `skopeo inspect oci:<layout>:environments/iris:<hash>`.",
+        f"\nVersions {first.version} and {last.version} of {first.name!r} are registered. To look into the image:\n"
+        f"  skopeo inspect oci:{FOLDER / 'workspace' / 'images'}:environments/iris:{tag}",
         highlight=False,
     )
 
