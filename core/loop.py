@@ -2,6 +2,7 @@
 functions that already run in a loop."""
 
 import asyncio
+import os
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future, wait
@@ -12,6 +13,15 @@ _ATTENTION = 0.5  # seconds
 _CLEANUP = 10.0  # seconds
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
+
+
+def _after_fork() -> None:
+    """A forked child has the loop but not its thread: it starts its own."""
+    global _lock, _loop
+    _lock, _loop = threading.Lock(), None
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def run(coroutine: Coroutine[Any, Any, _T]) -> _T:

@@ -36,7 +36,9 @@ class RegistrySettings:
     @property
     def folder(self) -> Path | None:
         """The image-layout folder of an `oci:` address, else `None`."""
-        return Path(self.address.removeprefix(LAYOUT_PREFIX)) if self.address.startswith(LAYOUT_PREFIX) else None
+        if not self.address.startswith(LAYOUT_PREFIX):
+            return None
+        return Path(self.address.removeprefix(LAYOUT_PREFIX)).expanduser()
 
     async def resolved(self, secrets: SecretStore) -> "RegistrySettings":
         """The same with references replaced by their values. Raises `SecretError`."""

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import platformdirs
@@ -97,19 +97,24 @@ async def open_base(site: Site, definition: EnvironmentDefinition) -> AsyncItera
     location = ImageLocation.parse(reference)
     async with AsyncExitStack() as stack:
         store = site.store
-        if location.address != store.address:
-            store = await open_store(_base_settings(definition, location), site.workspace.secrets)
+        if location.address != store.address or definition.base_image_username:
+            settings = _base_settings(definition, location, site.workspace.registry_settings)
+            store = await open_store(settings, site.workspace.secrets)
             stack.push_async_callback(store.close)
         platform = Platform.parse(definition.platform)
         yield await load_base(store.repository(location.path), location.identifier, location.name, platform)
 
 
-def _base_settings(definition: EnvironmentDefinition, location: ImageLocation) -> RegistrySettings:
+def _base_settings(
+    definition: EnvironmentDefinition, location: ImageLocation, own: RegistrySettings
+) -> RegistrySettings:
+    """With the definition's credentials, and on the workspace's own host by its way of connecting."""
     if location.address.startswith("oci:"):
         return RegistrySettings(location.address)
-    return RegistrySettings(
-        location.address, definition.base_image_username or None, definition.base_image_password or None
-    )
+    login = definition.base_image_username or None, definition.base_image_password or None
+    if location.address == own.address:
+        return replace(own, username=login[0], password=login[1])
+    return RegistrySettings(location.address, *login)
 
 
 def pinned_base(site: Site, definition: EnvironmentDefinition, lock: Lock) -> str:

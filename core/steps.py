@@ -70,9 +70,8 @@ async def find_registered(site: Site, definition: EnvironmentDefinition) -> Read
         logger.info("%s is registered, but its image is gone from the registry", found.reference)
         return None
     renewed = _renewed(found, definition, reference_of(repository, found.digest))
-    if found is newest and (newest.record_hash, newest.reference) == (renewed.record_hash, renewed.reference):
-        return _ready(newest, reused=True)
-    record = await site.workspace.versions.register(renewed)
+    equal = await _equal_version(site.workspace, newest, renewed)
+    record = equal or await site.workspace.versions.register(renewed)
     return _ready(record, reused=True)
 
 
@@ -149,7 +148,22 @@ async def register(
         packages=len(built.lock.packages),
         size=built.size,
     )
-    return await site.workspace.versions.register(draft)
+    newest = await site.workspace.versions.newest(definition.name)
+    equal = None if newest is None else await _equal_version(site.workspace, newest, draft)
+    return equal or await site.workspace.versions.register(draft)
+
+
+async def _equal_version(workspace: Workspace, newest: VersionRecord, draft: VersionRecord) -> VersionRecord | None:
+    """The version that registering `draft` would repeat: the newest one, or one just before it that differs from it
+    in nothing but the registry's address, so that workers who know one registry by two names don't take turns."""
+    if newest.record_hash != draft.record_hash or newest.reference == draft.reference:
+        return newest if newest.record_hash == draft.record_hash else None
+    for record in reversed(await workspace.versions.versions(draft.name)):
+        if record.record_hash != draft.record_hash:
+            return None
+        if record.reference == draft.reference:
+            return record
+    return None
 
 
 async def find_version(workspace: Workspace, name: str, version: int | None = None) -> VersionRecord:

@@ -36,10 +36,11 @@ class ImageLocation:
         folder, _, name = text.removeprefix(LAYOUT_PREFIX).partition(":")
         if not folder or not name:
             raise DefinitionError(f"{text!r} must name a folder and an image in it: oci:<folder>:<name>")
+        place = Path(folder).expanduser().absolute()
         repository, at, digest = name.partition("@")
         if at:
-            return cls(f"{LAYOUT_PREFIX}{Path(folder).absolute()}", repository, digest, repository)
-        return cls(f"{LAYOUT_PREFIX}{Path(folder).absolute()}", "", name, name)
+            return cls(f"{LAYOUT_PREFIX}{place}", repository, digest, repository)
+        return cls(f"{LAYOUT_PREFIX}{place}", "", name, name)
 
 
 async def open_store(settings: RegistrySettings, secrets: SecretStore) -> Store:

@@ -144,6 +144,7 @@ class Assembler:
     async def _base_layer(self, layer: Descriptor) -> LayerReport:
         sent = False
         if layer.digest not in self.known_base:
+            await self._all_checked.wait()
             sent = await copy_blob(layer, self.base.repository, self.target, self.scratch, self._count)
         return LayerReport(f"base {layer.digest[7:19]}", layer.size, not sent)
 
@@ -155,6 +156,7 @@ class Assembler:
             blob = write_skeleton(lock.target, file)
             file.flush()
             layer = catalogs.annotated(key, blob, title)
+            await self._all_checked.wait()
             sent = await self.target.write_blob(layer.descriptor, Path(file.name), on_bytes=self._count)
         return layer, LayerReport(title, blob.size, not sent)
 
@@ -185,12 +187,11 @@ class Assembler:
     async def _build_layer(self, lock: Lock, planned: PlannedLayer) -> AddedLayer:
         paths = await gather(self.wheels.get(package) for package in planned.packages)
         given = list(zip(planned.packages, paths, strict=True))
-        await asyncio.to_thread(_check, given, lock)
-        self._checked(planned)
         with files.storage("writing a layer", self.scratch), files.temporary_file(self.scratch) as file:
             async with self._converting:
                 blob, self._built[planned.key] = await asyncio.to_thread(_convert, given, lock, file)
             file.flush()
+            self._checked(planned)
             await self._all_checked.wait()
             layer = catalogs.annotated(planned.key, blob, planned.title)
             await self.target.write_blob(layer.descriptor, Path(file.name), on_bytes=self._count)
@@ -199,7 +200,7 @@ class Assembler:
         return layer
 
     def _checked(self, planned: PlannedLayer) -> None:
-        """No package layer is sent before every wheel is there, has the lock's hash and passed its checks."""
+        """Nothing is sent before every wheel is there, has the lock's hash and was read to its end."""
         self._unchecked.discard(planned.key)
         if not self._unchecked:
             self._all_checked.set()
@@ -208,10 +209,7 @@ class Assembler:
         source = shared_path(self.target, catalog.repository)
         if source is None:
             return
-        try:
-            await catalog.keep_layer(key, layer, source)
-        except RegistryError as error:  # a memory only: the image itself does not need it
-            logger.warning("the layer %s was pushed but not catalogued: %s", layer.title, error)
+        await catalog.keep_layer(key, layer, source)
 
     async def _send_bytes(self, descriptor: Descriptor, content: bytes) -> None:
         await self.target.write_blob(descriptor, content, on_bytes=self._count)
@@ -232,12 +230,6 @@ class Assembler:
         self.progress.sent(size)
 
 
-def _check(given: list[tuple[LockedPackage, Path]], lock: Lock) -> None:
-    """Open every wheel, which refuses unsafe ones, and close it again: many may be waiting at once."""
-    for package, path in given:
-        Wheel.open(path, package.filename, lock.target).close()
-
-
 def _convert(given: list[tuple[LockedPackage, Path]], lock: Lock, file: BinaryIO) -> tuple[LayerBlob, _Contents]:
     with ExitStack() as stack:
         wheels = []
@@ -251,9 +243,10 @@ def _convert(given: list[tuple[LockedPackage, Path]], lock: Lock, file: BinaryIO
 
 def environment(base: BaseImage) -> dict[str, str | None]:
     """The variables of the image: the environment first on `PATH`, nothing of the base's Python visible in it."""
-    path = base.config.environment.get("PATH", DEFAULT_PATH)
+    own = f"{recipe.PREFIX}/bin"
+    path = [place for place in base.config.environment.get("PATH", DEFAULT_PATH).split(":") if place != own]
     return {
-        "PATH": f"{recipe.PREFIX}/bin:{path}",
+        "PATH": ":".join([own, *path]),
         "VIRTUAL_ENV": recipe.PREFIX,
         "PYTHONPATH": None,
         "PYTHONHOME": None,

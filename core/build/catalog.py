@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 
 from prefect_environments.core.build.layer import LayerBlob
-from prefect_environments.core.errors import ImageError, NotFound, RegistryAuthError
+from prefect_environments.core.errors import ImageError, NotFound, RegistryAuthError, RegistryError, RegistryUnreachable
 from prefect_environments.core.lock.target import Target
 from prefect_environments.core.oci import descriptor as types
 from prefect_environments.core.oci import digest as digests
@@ -104,8 +104,10 @@ class Catalog:
             pass
         except ImageError as error:
             logger.warning("an artifact in %s cannot be read, going on without it: %s", self.repository.name, error)
-        except RegistryAuthError as error:
-            self._allowed = False
+        except RegistryUnreachable:
+            raise
+        except RegistryError as error:
+            self._allowed = not isinstance(error, RegistryAuthError)
             logger.warning("going on without %s, which would save work: %s", self.repository.name, error)
 
     async def _keep(self, tag: str, manifest: ImageManifest) -> None:

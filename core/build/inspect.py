@@ -13,6 +13,7 @@ from pathlib import Path
 
 from prefect_environments.core import files
 from prefect_environments.core.build.base import BaseImage
+from prefect_environments.core.build.recipe import PREFIX
 from prefect_environments.core.errors import BaseImageError, ImageError
 from prefect_environments.core.lock.target import Platform, Target
 from prefect_environments.core.oci.descriptor import LAYER_ZSTD, Descriptor
@@ -71,6 +72,11 @@ async def inspect_base(base: BaseImage, platform: Platform, scratch: Path) -> Ta
     if declared and _follow(declared[1].lstrip("/"), facts.links) not in facts.versions:
         declared = None  # others set the variable too, and have their Python elsewhere
     python, interpreter = declared or _find_python(facts, base)
+    if interpreter.startswith(f"{PREFIX}/"):
+        raise BaseImageError(
+            f"the base image {base.locked.name} has its Python at {interpreter}, where the environment will be. Choose "
+            f"a base whose Python is outside of {PREFIX}"
+        )
     found = _find_libc(facts, interpreter.lstrip("/")) or next(iter(facts.libc.values()), None)
     if found is None:
         raise BaseImageError(

@@ -14,6 +14,8 @@ def write_skeleton(target: Target, out: BinaryIO) -> LayerBlob:
     settings = f"home = {home}\ninclude-system-site-packages = false\nversion = {target.python}\n"
     return layer.write_entries(
         [
+            # hides what the base has at this place, perhaps another environment (image-spec, "Opaque Whiteout")
+            (tar.Entry(f"{prefix}/.wh..wh..opq", 0o644), b""),
             (tar.Entry(f"{prefix}/pyvenv.cfg", 0o644), settings.encode()),
             (tar.Entry(f"{prefix}/bin/python", 0o777, tar.SYMLINK, target.interpreter), b""),
             (tar.Entry(f"{prefix}/bin/python3", 0o777, tar.SYMLINK, "python"), b""),

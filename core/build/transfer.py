@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from prefect_environments.core import files
+from prefect_environments.core.errors import NotFound
 from prefect_environments.core.oci.descriptor import Descriptor
 from prefect_environments.core.oci.layout import LayoutRepository
 from prefect_environments.core.oci.repository import Repository
@@ -18,10 +19,12 @@ async def copy_blob(
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> bool:
     """Bring a blob into `target`; `True` if its bytes were sent. They are verified on the way."""
-    if await target.has_blob(descriptor.digest):
+    if await _has(target, descriptor):
         return False
     if (path := shared_path(source, target)) and await target.mount_blob(descriptor, path):
         return False
+    if not await _has(source, descriptor):
+        raise NotFound(f"{source.name} has no blob {descriptor.digest}")
     if isinstance(source, LayoutRepository):
         return await target.write_blob(descriptor, source.layout.blob_path(descriptor.digest), on_bytes=on_bytes)
     with files.storage("copying a layer", scratch), files.temporary_file(scratch) as file:
@@ -29,6 +32,13 @@ async def copy_blob(
             await asyncio.to_thread(file.write, chunk)
         file.flush()
         return await target.write_blob(descriptor, Path(file.name), on_bytes=on_bytes)
+
+
+async def _has(repository: Repository, blob: Descriptor) -> bool:
+    """A registry has a blob or not; a file of a layout may also have been cut short."""
+    if isinstance(repository, LayoutRepository):
+        return repository.layout.has(blob)
+    return await repository.has_blob(blob.digest)
 
 
 def shared_path(source: Repository, target: Repository) -> str | None:

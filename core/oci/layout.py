@@ -7,6 +7,7 @@ shared. Everything appears whole or not at all, and two processes may write at t
 import asyncio
 import os
 import shutil
+import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -44,6 +45,11 @@ class Layout:
 
     def blob_path(self, digest: str) -> Path:
         return self.folder / "blobs" / digest.partition(":")[0] / digests.hex_of(digest)
+
+    def has(self, blob: Descriptor) -> bool:
+        """Whether a blob is there in its whole length; its bytes are verified when they are read."""
+        path = self.blob_path(blob.digest)
+        return path.is_file() and path.stat().st_size == blob.size
 
     def create(self) -> None:
         """Make the folder a layout if it is none yet; a folder with other things in it is refused."""
@@ -94,30 +100,26 @@ class LayoutRepository:
         return f"{self.layout.address}:{self.path}" if self.path else self.layout.address
 
     async def find_manifest(self, reference: str) -> Descriptor | None:
-        if ":" in reference:
-            path = self.layout.blob_path(digests.check(reference))
-            if not path.is_file():
-                return None
-            content = (await self._read(path, reference)).content
-            return _describe(content)
-        entry = await asyncio.to_thread(self._tagged, reference)
-        if entry is None:
+        """An image without all of its layers, as after a lost or cut file, is not there."""
+        try:
+            manifest = await self.get_manifest(reference)
+        except NotFound:
             return None
-        found = Descriptor.from_json(entry)
-        # an entry without its blob is a broken layout; the image is not there
-        if not self.layout.blob_path(found.digest).is_file():
-            return None
-        return Descriptor(found.media_type, found.digest, found.size)
+        whole = all(map(self.layout.has, _parts(manifest.content, "config", "layers")))
+        return manifest.descriptor if whole else None
 
     async def get_manifest(self, reference: str) -> Manifest:
-        found = await self.find_manifest(reference)
-        if found is None:
+        digest = reference
+        if not reference.startswith(("sha256:", "sha512:")):
+            entry = await asyncio.to_thread(self._tagged, reference)
+            digest = "" if entry is None else Descriptor.from_json(entry).digest
+        if not digest or not self.layout.blob_path(digests.check(digest)).is_file():
             raise NotFound(f"{self.name} has no manifest {reference}")
-        return await self._read(self.layout.blob_path(found.digest), found.digest)
+        return await self._read(self.layout.blob_path(digest), digest)
 
     async def put_manifest(self, content: bytes, media_type: str, *, tag: str | None = None) -> Descriptor:
         found = Descriptor(media_type, digests.of(content), len(content))
-        await self._check_parts(content)
+        self._check_parts(content)
         await self.write_blob(found, content)
         entry = Descriptor(
             media_type,
@@ -163,7 +165,7 @@ class LayoutRepository:
 
     async def mount_blob(self, descriptor: Descriptor, source: str) -> bool:
         """Blobs are shared by all repositories of a layout, whatever `source` is."""
-        return await self.has_blob(descriptor.digest)
+        return self.layout.has(descriptor)
 
     async def tags(self) -> list[str]:
         prefix = f"{self.path}:" if self.path else ""
@@ -198,20 +200,17 @@ class LayoutRepository:
             raise DigestMismatch(f"{path} is not what its name says; remove it and push the image again")
         return Manifest(content, _describe(content))
 
-    async def _check_parts(self, content: bytes) -> None:
-        data = load_object(content, "a manifest")
-        layers, manifests = data.get("layers") or [], data.get("manifests") or []
-        if not isinstance(layers, list) or not isinstance(manifests, list):
-            raise ImageError("a manifest's layers and manifests must be lists")
-        parts = [data.get("config"), *layers, *manifests]
-        for part in filter(None, parts):
-            digest = Descriptor.from_json(part).digest
-            if not await self.has_blob(digest):
-                raise NotFound(f"{self.name} has no blob {digest}, so the manifest that names it is not stored")
+    def _check_parts(self, content: bytes) -> None:
+        for blob in _parts(content, "config", "layers", "manifests"):
+            if not self.layout.has(blob):
+                raise NotFound(
+                    f"{self.name} has no blob {blob.digest} of {blob.size} bytes, so the manifest that names it is not "
+                    "stored"
+                )
 
     def _write(self, descriptor: Descriptor, content: Path | bytes) -> bool:
         final = self.layout.blob_path(descriptor.digest)
-        if final.is_file():
+        if self.layout.has(descriptor):
             return False
         self.layout.create()
         with files.storage("writing an image layout", self.layout.folder):
@@ -228,11 +227,13 @@ class LayoutRepository:
 
     def _take_over(self, source: Path, final: Path) -> None:
         final.parent.mkdir(parents=True, exist_ok=True)
+        linked = self.layout.scratch / f"tmp-{uuid.uuid4().hex}"
         try:
-            os.link(source.resolve(), final)  # the same file system: nothing is copied
-        except FileExistsError:
-            return
+            self.layout.scratch.mkdir(parents=True, exist_ok=True)
+            os.link(source.resolve(), linked)  # the same file system: nothing is copied
+            linked.replace(final)
         except OSError:
+            linked.unlink(missing_ok=True)
             with files.temporary_file(self.layout.scratch) as file, source.open("rb") as given:
                 shutil.copyfileobj(given, file, _CHUNK)
                 file.flush()
@@ -240,6 +241,15 @@ class LayoutRepository:
         else:
             with suppress(OSError):
                 final.chmod(0o644)
+
+
+def _parts(content: bytes, *keys: str) -> list[Descriptor]:
+    """What a manifest names under these keys; one descriptor or a list of them."""
+    data = load_object(content, "a manifest")
+    found: list[Descriptor] = []
+    for value in filter(None, map(data.get, keys)):
+        found += map(Descriptor.from_json, value if isinstance(value, list) else [value])
+    return found
 
 
 def _describe(content: bytes) -> Descriptor:

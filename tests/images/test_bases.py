@@ -9,6 +9,8 @@ from prefect_environments.core.distribution.registry import Registry as Client
 from prefect_environments.core.errors import BaseImageError, NotFound, NotSupportedYet, RegistryAuthError
 from prefect_environments.core.oci import descriptor as types
 from prefect_environments.core.oci.layout import Layout
+from prefect_environments.core.registry_settings import RegistrySettings
+from prefect_environments.core.versions import FolderVersionStore
 from tests.images.conftest import Define
 from tests.images.parts import (
     Secrets,
@@ -164,3 +166,66 @@ async def test_a_moved_base_tag_is_taken_by_upgrade_only(
     assert upgraded.lock is not None and upgraded.lock.base.digest == moved.partition("@")[2]
     assert upgraded.sent_layers == [] and upgraded.ready.version == 2
     assert upgraded.ready.digest != first.ready.digest
+
+
+async def test_nothing_of_a_base_shows_at_the_place_of_the_environment(
+    team: Team, define: Define, base_layout: BaseLayout, docker_engine: DockerEngine, tmp_path: Path
+) -> None:
+    """A ready image as base, and any other that has something at /opt/env."""
+    site = "opt/env/lib/python3.11/site-packages"
+    files = {f"{site}/stale.py": b"", f"{site}/stale-1.0.dist-info/METADATA": b"Name: stale\nVersion: 1.0\n"}
+    base = await derive(base_layout, tmp_path / "base", files, Env=["PATH=/opt/env/bin:/usr/bin:/bin"])
+    built = await build(team, define("beta", base_image=base), tmp_path / "cache")
+    docker_engine.pull(built.ready.reference)
+    look = "import os, importlib.util as u; print(u.find_spec('stale'), bool(u.find_spec('beta')), os.environ['PATH'])"
+    told = docker_engine.run(built.ready.reference, "python", "-c", look)
+    assert told.split() == ["None", "True", "/opt/env/bin:/usr/bin:/bin"]
+
+
+async def test_a_base_whose_python_is_at_the_place_of_the_environment_is_refused(
+    team: Team, define: Define, base_layout: BaseLayout, tmp_path: Path
+) -> None:
+    files = {"opt/env/bin/python3": b"\x7fELF\x003.12.1\x00"}
+    base = await derive(base_layout, tmp_path / "base", files, Env=["PATH=/opt/env/bin"])
+    with pytest.raises(BaseImageError, match="/opt/env/bin/python3"):
+        await build(team, define("beta", base_image=base), tmp_path / "cache")
+
+
+async def test_a_name_with_a_tag_in_a_layout_is_a_base(team: Team, define: Define, tmp_path: Path) -> None:
+    """What this package itself writes into layouts: `<repository>:<tag>`."""
+    here = Team.on(tmp_path / "images", tmp_path / "here", default_base_image=None)
+    first = await build(here, define("beta"), tmp_path / "cache")
+    tag = first.ready.image_hash.removeprefix("sha256:")
+    base = f"oci:{tmp_path / 'images'}:environments/demo:{tag}"
+    built = await build(team, define("gamma", base_image=base), tmp_path / "cache")
+    assert built.lock is not None and built.lock.base.digest == first.ready.digest
+
+
+@pytest.mark.parametrize("harm", ["lost", "cut"])
+async def test_a_layer_that_a_layout_lost_is_built_again(harm: str, define: Define, tmp_path: Path) -> None:
+    """A layout whose disk lost a file or its end: the image is not called ready, and the next build mends it."""
+    here = Team.on(tmp_path / "images", tmp_path / "here")
+    first = await build(here, define("beta"), tmp_path / "cache")
+    assert first.image is not None
+    layout = Layout(tmp_path / "images")
+    manifest, _ = await read_image(layout.repository("environments/demo"), first.ready.digest)
+    blob = layout.blob_path(manifest.layers[-1].digest)
+    blob.unlink() if harm == "lost" else blob.write_bytes(blob.read_bytes()[:50])
+    again = await build(here, define("beta"), tmp_path / "cache")
+    assert (again.ready.digest, again.ready.version) == (first.ready.digest, 1)
+    assert not again.ready.reused and blob.stat().st_size == manifest.layers[-1].size
+
+
+async def test_a_bases_own_credentials_count_on_the_workspaces_registry_too(
+    define: Define, basic_registry: Registry, base_layout: BaseLayout, tmp_path: Path
+) -> None:
+    """The workspace may not read the base; the definition names a user who may."""
+    at = basic_registry.repository_url("images/own-base:1")
+    base_layout.push(at, username=basic_registry.username, password=basic_registry.password)
+    values = {"base-user": basic_registry.username, "base-password": "wrong-for-the-base"}
+    login = RegistrySettings(basic_registry.address, basic_registry.username, basic_registry.password)
+    team = Team(login, FolderVersionStore(tmp_path / "versions", "team"), secrets=Secrets(values))
+    with pytest.raises(RegistryAuthError):
+        await build(team, define("beta", base_image=at, **NAMED), tmp_path / "cache")
+    values["base-password"] = basic_registry.password
+    assert (await build(team, define("beta", base_image=at, **NAMED), tmp_path / "cache")).ready.version == 1

@@ -156,6 +156,18 @@ async def test_a_registry_that_moved_gets_the_next_version_with_its_own_referenc
     assert third.ready.reference.startswith(f"oci:{tmp_path / 'moved'}:")
 
 
+async def test_two_names_of_one_registry_make_two_versions_and_not_more(
+    own: Team, define: Define, tmp_path: Path
+) -> None:
+    """Workers inside and outside of a cluster know one registry by two names; they must not take turns for ever."""
+    address = own.registry_settings.address.replace("127.0.0.1", "localhost")
+    other = replace(own, registry_settings=RegistrySettings(address))
+    wanted = define("beta")
+    found = [await build(team, wanted, tmp_path / "cache") for team in (own, other, own, other, own)]
+    assert [one.ready.version for one in found] == [1, 2, 1, 2, 1]
+    assert found[1].ready.reference.startswith("localhost:") and not found[2].ready.reference.startswith("localhost:")
+
+
 async def test_a_reverted_definition_is_the_next_version_of_the_first_image(
     own: Team, define: Define, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from prefect_environments.core.oci import descriptor as types
 from prefect_environments.core.oci import digest as digests
 from prefect_environments.core.oci.descriptor import Descriptor
-from prefect_environments.core.oci.layout import Layout, LayoutRepository
+from prefect_environments.core.oci.layout import REF_NAME, Layout, LayoutRepository
 
 
 def tar_of(files: Mapping[str, bytes]) -> bytes:
@@ -99,14 +99,20 @@ async def put_image(
     tag: str = "latest",
     described: Sequence[Descriptor] | None = None,
 ) -> LayoutRepository:
-    """An image in a layout of its own; `described` are layer descriptors that may lie."""
+    """An image in a layout of its own; `described` are layer descriptors that may lie, as other tools may write them."""
     repository = Layout(folder).repository("team/image")
     for layer in layers:
         await put_blob(repository, layer.content)
     blob = json.dumps(config_of(layers) if config is None else dict(config)).encode()
     await put_blob(repository, blob, types.IMAGE_CONFIG)
     descriptors = [layer.descriptor for layer in layers] if described is None else described
-    await repository.put_manifest(manifest_of(descriptors, blob), types.IMAGE_MANIFEST, tag=tag)
+    content = manifest_of(descriptors, blob)
+    if described is None:
+        await repository.put_manifest(content, types.IMAGE_MANIFEST, tag=tag)
+    else:
+        await put_blob(repository, content, types.IMAGE_MANIFEST)
+        entry = Descriptor(types.IMAGE_MANIFEST, digests.of(content), len(content), {REF_NAME: f"team/image:{tag}"})
+        repository.layout.add_entry(entry.to_json())
     return repository
 
 

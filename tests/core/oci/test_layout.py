@@ -156,8 +156,10 @@ async def test_referrers_are_listed_by_subject_and_type(tmp_path: Path) -> None:
 async def test_a_manifest_without_its_blobs_is_refused(tmp_path: Path) -> None:
     repository = await put_image(tmp_path)
     gone = Descriptor(types.LAYER_GZIP, digests.of(b"gone"), 4)
+    there = LAYERS[0].descriptor
     for content in (
         manifest_of([gone], b"{}"),
+        manifest_of([Descriptor(there.media_type, there.digest, there.size + 1)], b"{}"),
         json.dumps({"schemaVersion": 2, "manifests": [gone.to_json()]}).encode(),
     ):
         with pytest.raises(NotFound, match=r"has no blob .* is not stored"):
