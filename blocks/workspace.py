@@ -11,6 +11,7 @@ from prefect_environments.blocks.credentials import PackageIndexCredentials
 from prefect_environments.blocks.registry import ContainerRegistry
 from prefect_environments.blocks.secrets import PrefectSecretStore
 from prefect_environments.blocks.versions import PrefectVersionStore
+from prefect_environments.core.definition import check_base_image
 from prefect_environments.core.errors import DefinitionError
 from prefect_environments.core.names import check_name, check_workspace_name, slug
 from prefect_environments.core.registry_settings import LAYOUT_PREFIX, RegistrySettings
@@ -50,7 +51,8 @@ class Workspace(EnvironmentsBlock):
         default=None, description="Base image of environments that name none, such as python:3.12-slim."
     )
     allow_source_builds: bool = Field(
-        default=False, description="Whether packages without a fitting wheel may be built from source."
+        default=False,
+        description="Build pure-Python packages without a wheel for every environment, not only where it is asked.",
     )
     index: PackageIndexCredentials | None = Field(
         default=None, description="Private package index to resolve from; the public one if none is given."
@@ -64,6 +66,11 @@ class Workspace(EnvironmentsBlock):
     @classmethod
     def _known_name(cls, name: str) -> str:
         return check_workspace_name(name)
+
+    @field_validator("default_base_image")
+    @classmethod
+    def _no_credentials(cls, reference: str | None) -> str | None:
+        return reference if reference is None else check_base_image(reference, "default_base_image")
 
     @field_validator("repository_prefix")
     @classmethod
@@ -106,9 +113,10 @@ class Workspace(EnvironmentsBlock):
     @property
     def index_credentials(self) -> dict[str, tuple[str, str]]:
         """The index's user and password by its URL: values, or references that core resolves at the last moment."""
-        if self.index is None or self.index.username is None or self.index.password is None:
+        if self.index is None or self.index.username is None:
             return {}
-        return {self.index.url: (self.index.username, self.index.password.get_secret_value())}
+        password = self.index.password.get_secret_value() if self.index.password else ""
+        return {self.index.url: (self.index.username, password)}
 
     def repository_path(self, name: str) -> str:
         """The path of an environment's repository in the registry. Raises `NameNotAllowed`."""

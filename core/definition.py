@@ -16,7 +16,16 @@ from prefect_environments.core.names import check_name
 from prefect_environments.core.secrets import SecretReference, looks_secret
 
 _DIGEST = re.compile(r"@sha(256|512):[0-9A-Za-z]*$")
-_OPTIONS = ("constraints", "index_url", "extra_index_urls", "find_links", "no_index", "pre", "only_binary")
+_OPTIONS = (
+    "constraints",
+    "index_url",
+    "extra_index_urls",
+    "find_links",
+    "no_index",
+    "pre",
+    "only_binary",
+    "require_hashes",
+)
 
 
 class EnvironmentDefinition(BaseModel):
@@ -53,6 +62,10 @@ class EnvironmentDefinition(BaseModel):
     pre: bool = Field(default=False, description="Allow pre-releases of all packages.")
     only_binary: tuple[str, ...] = Field(
         default=(), description="Packages (or :all:) whose source distributions are not looked at."
+    )
+    require_hashes: bool = Field(
+        default=False,
+        description="Every package must have a --hash; so it is where any requirement has one, as in pip.",
     )
     allow_source_builds: bool = Field(
         default=False,
@@ -110,6 +123,8 @@ class EnvironmentDefinition(BaseModel):
     @classmethod
     def _no_passwords(cls, value: Any) -> Any:
         urls = (value,) if isinstance(value, str) else value
+        if any("${" in url for url in urls):
+            raise DefinitionError("an index address with ${…} is not expanded here; write the address itself")
         if any(urls):
             requirements_format.parse([f"--extra-index-url {url}" for url in urls if url], origin="index")
         return value
@@ -118,11 +133,7 @@ class EnvironmentDefinition(BaseModel):
     def _check(self) -> Self:
         check_name(self.name)
         Platform.parse(self.platform)
-        if not self.base_image.startswith("oci:") and "@" in _DIGEST.sub("", self.base_image):
-            raise DefinitionError(
-                "base_image has an '@' that no digest (sha256:…) follows; it is not shown, because what stands before "
-                "it may be a password: credentials go into base_image_username and base_image_password"
-            )
+        check_base_image(self.base_image)
         self._check_secrets()
         return self
 
@@ -176,3 +187,13 @@ def _explain(error: ValidationError) -> str:
     """pydantic's findings without the values, which may be secrets."""
     found = [f"{'.'.join(map(str, item['loc'])) or 'definition'}: {item['msg']}" for item in error.errors()]
     return f"the environment definition is not valid: {'; '.join(found)}"
+
+
+def check_base_image(reference: str, field: str = "base_image") -> str:
+    """`reference` if it holds no credentials, else `DefinitionError`: definitions and blocks are stored in clear."""
+    if not reference.startswith("oci:") and "@" in _DIGEST.sub("", reference):
+        raise DefinitionError(
+            f"{field} has an '@' that no digest (sha256:…) follows; it is not shown, because what stands before it may "
+            "be a password: credentials go into base_image_username and base_image_password"
+        )
+    return reference

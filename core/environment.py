@@ -3,6 +3,7 @@
 `definition()` snapshots it as the frozen `EnvironmentDefinition`, which is what is hashed, built and registered.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from prefect_environments.core.formats import requirements as requirements_forma
 from prefect_environments.core.formats.requirements import Requirements
 from prefect_environments.core.names import check_name
 from prefect_environments.core.secrets import SecretReference, SecretValue
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -80,6 +83,8 @@ class Environment:
         if pip_version is not None:
             pinned = requirements_format.parse([f"pip=={pip_version}"], origin="pip_version").packages
             found = replace(found, packages=tuple(sorted({*found.packages, *pinned})))
+        for warning in found.warnings:
+            logger.warning(warning)
         environment.python.requirements = found
         return environment
 
@@ -115,6 +120,7 @@ class Environment:
             no_index=found.no_index,
             pre=found.pre,
             only_binary=found.only_binary,
+            require_hashes=found.require_hashes,
             allow_source_builds=self.python.allow_source_builds,
             dockerfile=self.docker.base_dockerfile or "",
             build_context=self.docker.build_context or "",

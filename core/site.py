@@ -69,7 +69,7 @@ async def open_site(
         credentials = {}
         for url, (user, password) in workspace.index_credentials.items():
             pair = await resolve_secret(user, workspace.secrets), await resolve_secret(password, workspace.secrets)
-            remember(str(pair[1]))
+            remember(str(pair[1] or pair[0]))  # some indexes take a token as the user name
             credentials[url] = (str(pair[0]), str(pair[1]))
         site = Site(workspace, store, cache or default_cache(), progress, credentials)
         _sweep(site)

@@ -290,6 +290,7 @@ def _request(site: Site, definition: EnvironmentDefinition, base: LockedBase, ta
         find_links=definition.find_links,
         no_index=definition.no_index,
         pre=definition.pre,
+        require_hashes=definition.require_hashes,
         only_binary=definition.only_binary,
         allow_source_builds=definition.allow_source_builds or site.workspace.allow_source_builds,
         index_credentials=site.index_credentials,

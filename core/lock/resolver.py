@@ -30,6 +30,8 @@ class ResolveRequest:
     """The previous version's lock: its versions and files are kept where they still satisfy the request."""
     upgrade: bool = False
     """Resolve afresh: `preferences` are not looked at."""
+    require_hashes: bool = False
+    """Every package must have an allowed `--hash`, dependencies included, as in pip's hash-checking mode."""
     allow_source_builds: bool = False
     """Build pure-Python sources into wheels on this machine, which runs their code."""
     exclude_newer: str | None = None

@@ -51,6 +51,7 @@ _MANYLINUX = (17, 28, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40)
 _HASH = re.compile(r"\s+--hash[=\s]\s*([a-z0-9]+):([0-9a-fA-F]+)")
 _BUILD_FAILED = re.compile(r"[Ff]ailed to (?:download and )?build:? `([^`]+)`")
 _REFUSED = re.compile(r"40[13] (?:Unauthorized|Forbidden)")
+_UNREACHED = re.compile(r"[Ff]ailed to fetch|Request failed after|error sending request|[Gg]it operation failed")
 _NO_WHEEL = re.compile(r"has no (?:usable wheels|(?:compatible )?wheels with a matching)")
 _NOISE = re.compile(r"^warning: The requested Python version .* is not available;.*\n?", re.MULTILINE)
 _OUTPUT = "pylock.resolved.toml"  # uv takes no name with another dot in it
@@ -95,6 +96,8 @@ class UvResolver:
             document = await self._compile(request, packages, env, folder)
             preferences = None if request.upgrade else request.preferences
             chosen = wheels.choose(document, request.target, preferences=preferences, hashes=hashes)
+            if request.require_hashes:
+                _check_hashed(request, document, hashes)
             built = await self._build(request, chosen.missing, env, hashes) if chosen.missing else ()
             known = {package.sha256: package.size for package in preferences.packages} if preferences else {}
             sized = await sizes.complete(chosen.packages, uv_environment.credentials(request), known)
@@ -233,6 +236,20 @@ def _without_hashes(lines: Iterable[str]) -> tuple[tuple[str, ...], dict[str, fr
     return tuple(bare), hashes
 
 
+def _check_hashed(
+    request: ResolveRequest, document: Iterable[pylock.ResolvedPackage], hashes: Mapping[str, frozenset[str]]
+) -> None:
+    """Refuse packages without a `--hash`; the pip that every environment gets is not the definition's."""
+    asked = {requirement_name(_HASH.sub("", line)) for line in request.packages}
+    missing = sorted(p.name for p in document if p.name not in hashes and (p.name != "pip" or "pip" in asked))
+    if missing:
+        raise ResolveError(
+            f"every package must have a --hash, because one has or --require-hashes says so; {', '.join(missing)} "
+            f"{'has' if len(missing) == 1 else 'have'} none. Add them, dependencies too (pip-compile --generate-hashes "
+            "and uv pip compile --generate-hashes write such files)"
+        )
+
+
 def _explained(request: ResolveRequest, stderr: str) -> ResolveError:
     target = wheels.describe(request.target)
     failed = _BUILD_FAILED.search(stderr)
@@ -257,6 +274,11 @@ def _explained(request: ResolveRequest, stderr: str) -> ResolveError:
             f"a package index refused the credentials, or wants some ({refused[0]}), so {asked} cannot be resolved. "
             "Give user and password in a PackageIndexCredentials block, a netrc file or UV_INDEX_… variables\n"
             f"{stderr}"
+        )
+    if unreached := _UNREACHED.search(stderr):
+        return ResolveError(
+            f"a package index or git host could not be read ({unreached[0]}), so {asked} cannot be resolved. Check its "
+            f"address, the network and the proxy, then run again\n{stderr}"
         )
     return ResolveError(
         f"no set of packages satisfies {asked}. Loosen or correct the requirements that uv names below, or choose "

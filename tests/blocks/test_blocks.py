@@ -273,3 +273,16 @@ def test_a_version_block_gives_its_record_back_unless_it_was_altered() -> None:
     block.record["reference"] = "other"
     with pytest.raises(VersionError, match="was altered"):
         block.to_record()
+
+
+def test_a_default_base_image_with_a_password_is_refused_and_not_shown() -> None:
+    registry = ContainerRegistry(address="registry.example.com")
+    with pytest.raises(DefinitionError) as caught:
+        Workspace(name="team", registry=registry, default_base_image="bob:hunter2@registry.example.com/python:3")
+    assert "default_base_image" in str(caught.value) and "hunter2" not in str(caught.value)
+
+
+def test_a_token_as_user_name_needs_no_password() -> None:
+    index = PackageIndexCredentials(url="https://packages.example.com/simple", username="token")
+    workspace = Workspace(name="team", registry=ContainerRegistry(address="registry.example.com"), index=index)
+    assert workspace.index_credentials == {"https://packages.example.com/simple": ("token", "")}

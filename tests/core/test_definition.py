@@ -247,3 +247,10 @@ def test_the_schema_makes_a_form_without_choices_of_type() -> None:
         assert field["type"] in ("string", "boolean", "array", "object"), name
         assert field["description"].endswith(".") or name == "requirements", name
         assert field.get("items", {"type": "string"}) == {"type": "string"}, name
+
+
+def test_hash_checking_mode_follows_from_one_hash() -> None:
+    line = f"six==1.17.0 --hash=sha256:{'0' * 64}"
+    assert EnvironmentDefinition(name="a", requirements=[line, "idna"]).require_hashes
+    assert EnvironmentDefinition(name="a", requirements=["--require-hashes", "idna"]).require_hashes
+    assert not EnvironmentDefinition(name="a", requirements=["idna"]).require_hashes

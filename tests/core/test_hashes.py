@@ -54,6 +54,7 @@ NEITHER: dict[str, Any] = {
     "base_image_username": "ann",
     "base_image_password": "secret:registry",
     "allow_literal_secrets": True,
+    "require_hashes": True,
 }
 IMAGE = "sha256:" + "1" * 64
 

@@ -396,3 +396,23 @@ async def test_real_packages_resolve_for_another_platform(environ: dict[str, str
     assert found["numpy"].filename == "numpy-2.1.0-cp312-cp312-manylinux_2_17_x86_64.manylinux2014_x86_64.whl"
     assert found["six"].sha256 == "8abb2f1d86890a2dfb989f9a77cfcfd3e47c2a354b01111771326f8aa26e0254"
     assert found["pip"].size
+
+
+async def test_in_hash_checking_mode_every_package_needs_a_hash(
+    files: Path, resolver: UvResolver, request_for: Request
+) -> None:
+    """As in pip: one hash among the requirements asks for hashes of all packages, dependencies included."""
+    leaf = make_wheel(files, "leaf", "1.0")
+    demo = make_wheel(files, "demo", "1.0", requires=["leaf"])
+    lines = [
+        f"{w.name.split('-')[0]}==1.0 --hash=sha256:{hashlib.sha256(w.read_bytes()).hexdigest()}" for w in (demo, leaf)
+    ]
+    with pytest.raises(ResolveError, match=r"leaf has none.*--generate-hashes"):
+        await resolver.resolve(replace(request_for(lines[0]), require_hashes=True))
+    lock = await resolver.resolve(replace(request_for(*lines), require_hashes=True))
+    assert {"demo", "leaf"} <= versions(lock).keys()
+
+
+async def test_an_index_that_cannot_be_reached_is_told_as_that(resolver: UvResolver, request_for: Request) -> None:
+    with pytest.raises(ResolveError, match="could not be read"):
+        await resolver.resolve(request_for("demo", index_url="http://127.0.0.1:1/simple"))

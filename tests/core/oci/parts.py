@@ -99,7 +99,7 @@ async def put_image(
     tag: str = "latest",
     described: Sequence[Descriptor] | None = None,
 ) -> LayoutRepository:
-    """An image in a layout of its own; `described` are layer descriptors that may lie, as other tools may write them."""
+    """An image in a layout of its own; `described` are layer descriptors that may lie, as other tools write them."""
     repository = Layout(folder).repository("team/image")
     for layer in layers:
         await put_blob(repository, layer.content)
