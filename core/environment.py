@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from prefect_environments.core.definition import EnvironmentDefinition
-from prefect_environments.core.errors import DefinitionError
+from prefect_environments.core.errors import DefinitionError, NotSupportedYet
 from prefect_environments.core.formats import requirements as requirements_format
 from prefect_environments.core.formats.requirements import Requirements
 from prefect_environments.core.names import check_name
@@ -46,6 +46,8 @@ class PythonSection:
 
     user_managed_dependencies: bool = False
     interpreter_path: str | None = None
+    conda_dependencies: object | None = None
+    """A later release reads it; setting it is refused when the environment is defined."""
     requirements: Requirements = field(default_factory=Requirements)
     allow_source_builds: bool = False
 
@@ -97,6 +99,11 @@ class Environment:
 
     def definition(self) -> EnvironmentDefinition:
         """A frozen snapshot. Raises `DefinitionError` for what is wrong, such as a literal registry password."""
+        if self.python.conda_dependencies is not None:
+            raise NotSupportedYet(
+                f"the environment {self.name!r} sets python.conda_dependencies, but conda environments are not built "
+                "by this release; use from_pip_requirements"
+            )
         found = self.python.requirements
         if not isinstance(found, Requirements):
             raise DefinitionError(

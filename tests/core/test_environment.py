@@ -10,7 +10,7 @@ import pytest
 
 from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.environment import Environment
-from prefect_environments.core.errors import DefinitionError, NameNotAllowed, RequirementsError
+from prefect_environments.core.errors import DefinitionError, NameNotAllowed, NotSupportedYet, RequirementsError
 from prefect_environments.core.secrets import SecretReference, SecretValue
 
 PLANTED = "hunter2-planted"
@@ -195,3 +195,10 @@ except AttributeError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd="/")
     assert done.stdout == "module 'prefect_environments' has no attribute 'Nothing'\n", done.stderr
+
+
+def test_conda_dependencies_can_be_set_and_are_refused_by_name() -> None:
+    env = Environment("train")
+    env.python.conda_dependencies = ["python=3.11"]
+    with pytest.raises(NotSupportedYet, match="conda_dependencies"):
+        env.definition()
