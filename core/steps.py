@@ -95,14 +95,12 @@ async def resolve(site: Site, definition: EnvironmentDefinition, *, upgrade: boo
         return lock
 
 
-async def build(
-    site: Site, definition: EnvironmentDefinition, lock: Lock, *, force: bool = False, target: Repository | None = None
-) -> BuiltImage:
+async def build(site: Site, definition: EnvironmentDefinition, lock: Lock, *, force: bool = False) -> BuiltImage:
     """The image of a lock in the workspace's registry: found there by its hash, else assembled and pushed.
 
     Definition, lock and SBOM are attached to it. `force` assembles it in any case.
     """
-    repository = target or site.repository(definition.name)
+    repository = site.repository(definition.name)
     image_hash = hashes.image_hash(lock)
     tag = digests.hex_of(image_hash)
     existing = None if force else await repository.find_manifest(tag)
