@@ -76,12 +76,43 @@ class EnvironmentDefinition(BaseModel):
     base_image_password: str = Field(
         default="", description="Secret reference to the base image registry's password: secret:NAME."
     )
-    conda_channels: tuple[str, ...] = Field(default=(), description="conda channels, in order. Not built yet.")
-    conda_dependencies: tuple[str, ...] = Field(default=(), description="conda match specs. Not built yet.")
-    dockerfile: str = Field(default="", description="Text of a Dockerfile. Not built yet.")
-    build_context: str = Field(default="", description="Folder of a Docker build context. Not built yet.")
-    user_managed: bool = Field(default=False, description="Install nothing, use the image's Python. Not built yet.")
-    interpreter_path: str = Field(default="", description="Python of a user-managed image. Not built yet.")
+    conda_channels: tuple[str, ...] = Field(
+        default=(), description="conda channels, the first one first: names, URLs or folders."
+    )
+    conda_dependencies: tuple[str, ...] = Field(
+        default=(), description="conda packages as match specs: python=3.11, conda-forge::libgomp, numpy>=2 …"
+    )
+    dockerfile: str = Field(default="", description="Text of a Dockerfile to build the base image with.")
+    build_context: str = Field(
+        default="", description="Folder, or git URL with a commit (URL#COMMIT:FOLDER), to build the base image from."
+    )
+    dockerfile_path: str = Field(
+        default="", description="The Dockerfile's path in the build context; empty: Dockerfile."
+    )
+    build_arguments: dict[str, str] = Field(
+        default_factory=dict, description="Build arguments (ARG) of the Dockerfile. They are stored; secrets are not."
+    )
+    build_target: str = Field(default="", description="Stage of the Dockerfile to build; empty: the last one.")
+    build_secrets: dict[str, str] = Field(
+        default_factory=dict,
+        description="Secret references by the id that RUN --mount=type=secret,id=… names: {token: secret:NAME}.",
+    )
+    user_managed: bool = Field(
+        default=False, description="Install nothing: jobs run with the Python that the image brings."
+    )
+    interpreter_path: str = Field(default="", description="Path of Python in a user-managed image; empty: python.")
+    mirror: bool = Field(
+        default=False, description="Copy a user-managed image into the workspace's registry, instead of pointing to it."
+    )
+    pylock: str = Field(
+        default="", description="Text of a PEP 751 lock (pylock.toml), used as it is in place of requirements."
+    )
+    extends: str = Field(
+        default="", description="A registered environment to add to, as name:version. None of its packages moves."
+    )
+    compile_bytecode: bool = Field(
+        default=False, description="Put compiled bytecode (.pyc) into the image: larger, but the first import is fast."
+    )
     allow_literal_secrets: bool = Field(
         default=False, description="Accept environment variables that look like secrets. They are stored in plain text."
     )

@@ -4,11 +4,14 @@ PrefectEnvironmentsError
 ├── DefinitionError              the definition is wrong, or asks for what this release does not build
 │   ├── NameNotAllowed           an environment, workspace or label name is not allowed, or is taken
 │   ├── RequirementsError        a requirements file or line cannot be read
+│   ├── SpecificationError       another file cannot be read: conda, Azure ML, pylock, pyproject, Dockerfile
 │   └── NotSupportedYet          legal, but a later release builds it
 ├── SecretError                  a secret reference is malformed or cannot be resolved
 ├── ResolveError                 no set of packages satisfies the definition
 │   └── NoFittingWheel           a package has no wheel for the image's Python and libc
 ├── PackageError                 a wheel is refused: wrong hash, unsafe or malformed archive
+├── BuildError                   building a Dockerfile, or compiling bytecode, failed
+│   └── EngineUnavailable        no Docker engine can be reached, or it cannot do what is asked
 ├── ImageError                   an image, manifest or layer is malformed or fails validation
 │   ├── DigestMismatch           bytes are not what their digest says
 │   └── BaseImageError           the base image cannot carry the environment
@@ -43,6 +46,10 @@ class RequirementsError(DefinitionError):
     """A requirements file or line cannot be read; the message names file, line and reason."""
 
 
+class SpecificationError(DefinitionError):
+    """A file that defines an environment cannot be read; the message names file, place and reason."""
+
+
 class NotSupportedYet(DefinitionError):
     """The definition is legal, but this release does not build it."""
 
@@ -61,6 +68,14 @@ class NoFittingWheel(ResolveError):
 
 class PackageError(PrefectEnvironmentsError):
     """A package archive is refused: wrong hash, unsafe paths, or not a valid wheel."""
+
+
+class BuildError(PrefectEnvironmentsError):
+    """A build step failed; the message has the step and its last lines."""
+
+
+class EngineUnavailable(BuildError):
+    """No Docker engine can be reached, or it cannot do what the build needs."""
 
 
 class ImageError(PrefectEnvironmentsError):

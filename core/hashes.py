@@ -29,45 +29,62 @@ def definition_hash(
     environment variables, credentials, the order and spelling of lines. Local files and folders count by content, not
     by path. Raises `DefinitionError` where one of them cannot be read.
     """
-    return canonical.digest(
-        {
-            "kind": "definition",
-            "schema": _SCHEMA,
-            "recipe": recipe.VERSION,
-            "platform": definition.platform,
-            "base-image": definition.base_image or default_base_image,
-            "requirements": _counted(definition.requirements),
-            "constraints": _counted(definition.constraints),
-            "index-url": definition.index_url or default_index_url,
-            "extra-index-urls": list(definition.extra_index_urls),
-            "find-links": list(definition.find_links),
-            "no-index": definition.no_index,
-            "pre": definition.pre,
-            "only-binary": sorted(definition.only_binary),
-            "source-builds": definition.allow_source_builds,
-            "conda-channels": list(definition.conda_channels),
-            "conda-dependencies": sorted(definition.conda_dependencies),
-            "dockerfile": definition.dockerfile,
-            "build-context": definition.build_context,
-            "user-managed": definition.user_managed,
-        }
-    )
+    counted: dict[str, object] = {
+        "kind": "definition",
+        "schema": _SCHEMA,
+        "recipe": recipe.VERSION,
+        "platform": definition.platform,
+        "base-image": definition.base_image or default_base_image,
+        "requirements": _counted(definition.requirements),
+        "constraints": _counted(definition.constraints),
+        "index-url": definition.index_url or default_index_url,
+        "extra-index-urls": list(definition.extra_index_urls),
+        "find-links": list(definition.find_links),
+        "no-index": definition.no_index,
+        "pre": definition.pre,
+        "only-binary": sorted(definition.only_binary),
+        "source-builds": definition.allow_source_builds,
+        "conda-channels": list(definition.conda_channels),
+        "conda-dependencies": sorted(definition.conda_dependencies),
+        "dockerfile": definition.dockerfile,
+        "build-context": definition.build_context,
+        "user-managed": definition.user_managed,
+    }
+    later = {
+        "dockerfile-path": definition.dockerfile_path,
+        "build-arguments": definition.build_arguments,
+        "build-target": definition.build_target,
+        "build-secrets": sorted(definition.build_secrets),
+        "mirror": definition.mirror,
+        "pylock": definition.pylock,
+        "extends": definition.extends,
+        "compile-bytecode": definition.compile_bytecode,
+    }
+    counted.update({key: value for key, value in later.items() if value})  # as hashes were before they existed
+    return canonical.digest(counted)
 
 
 def image_hash(lock: Lock) -> str:
     """What decides the image's bytes: base by digest, the wheels by file name, version and sha256, the recipe."""
-    return canonical.digest(
-        {
-            "kind": "image",
-            "schema": _SCHEMA,
-            "recipe": recipe.VERSION,
-            "prefix": recipe.PREFIX,
-            "base": [lock.base.name, lock.base.digest],
-            "platform": str(lock.target.platform),
-            "python": [lock.target.python, lock.target.interpreter],
-            "packages": [list(package.identity()) for package in lock.packages],
-        }
-    )
+    counted: dict[str, object] = {
+        "kind": "image",
+        "schema": _SCHEMA,
+        "recipe": recipe.VERSION,
+        "prefix": recipe.PREFIX,
+        "base": [lock.base.name, lock.base.digest],
+        "platform": str(lock.target.platform),
+        "python": [lock.target.python, lock.target.interpreter],
+        "packages": [list(package.identity()) for package in lock.packages],
+    }
+    if not lock.managed:
+        counted["managed"] = False
+    if lock.conda:
+        counted["conda"] = [list(package.identity()) for package in lock.conda]
+    if lock.bytecode:
+        counted["bytecode"] = lock.bytecode
+    if lock.conda or lock.bytecode:
+        counted["codec"] = recipe.CODEC
+    return canonical.digest(counted)
 
 
 def record_hash(image: str, definition: EnvironmentDefinition) -> str:

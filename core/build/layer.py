@@ -5,7 +5,7 @@ Memory stays bounded by the chunk size, whatever the size of a member.
 
 import hashlib
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -40,10 +40,14 @@ class Overlap:
 
 
 class LayerWriter:
-    """Writes a tar as gzip members to a file, hashing both sides."""
+    """Writes a tar as gzip members to a file, hashing both sides.
 
-    def __init__(self, out: BinaryIO) -> None:
+    `encode` makes a member of content: by default without a compressor (`gzip.member`), else `deflate.member`.
+    """
+
+    def __init__(self, out: BinaryIO, encode: Callable[[bytes], bytes] = gzip.member) -> None:
         self._out = out
+        self._encode = encode
         self._compressed, self._tar = hashlib.sha256(), hashlib.sha256()
         self._size = self._unpacked = self._files = 0
         self._pending = bytearray()
@@ -54,6 +58,14 @@ class LayerWriter:
         if data:
             self._plain(data)
             self._plain(bytes(tar.padding(len(data))))
+        self._files += 1
+
+    def add_stream(self, entry: tar.Entry, size: int, chunks: Iterable[bytes]) -> None:
+        """An entry of `size` bytes that come in chunks."""
+        self._plain(tar.header(entry, size))
+        for chunk in chunks:
+            self._plain(chunk)
+        self._plain(bytes(tar.padding(size)))
         self._files += 1
 
     def add_member(self, entry: tar.Entry, archive: Archive, member: zipfile.ZipInfo) -> None:
@@ -88,12 +100,12 @@ class LayerWriter:
         self._hash(content)
         self._pending += content
         while len(self._pending) >= _PENDING_MAX:  # cut at fixed places: zlib versions hand out other chunks
-            self._emit(gzip.member(bytes(self._pending[:_PENDING_MAX])))
+            self._emit(self._encode(bytes(self._pending[:_PENDING_MAX])))
             del self._pending[:_PENDING_MAX]
 
     def _flush(self) -> None:
         if self._pending:
-            self._emit(gzip.member(bytes(self._pending)))
+            self._emit(self._encode(bytes(self._pending)))
             self._pending.clear()
 
     def _hash(self, content: bytes) -> None:

@@ -7,6 +7,8 @@ from prefect_environments.core.lock.model import LockedPackage
 from prefect_environments.core.lock.target import Target
 
 VERSION = 1
+CODEC = "deflate 0.9.0, level 1"
+"""What compresses the files that come to us uncompressed, such as bytecode; see `deflate.py`."""
 PREFIX = "/opt/env"
 """Where the environment is in the image: a venv (PEP 405)."""
 

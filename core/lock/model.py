@@ -44,33 +44,67 @@ class LockedPackage:
 
 
 @dataclass(frozen=True, slots=True)
+class LockedCondaPackage:
+    """One conda package (`.conda` or `.tar.bz2`). Only `subdir`, `filename` and `sha256` count for hashes.
+
+    `url` holds no credentials. `record` is what the channel's repodata said of it, for resolving again.
+    """
+
+    name: str
+    version: str
+    build: str
+    subdir: str
+    filename: str
+    sha256: str
+    size: int | None = None
+    url: str | None = field(default=None, compare=False)
+    record: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def identity(self) -> tuple[str, str, str]:
+        return (self.subdir, self.filename, self.sha256)
+
+
+@dataclass(frozen=True, slots=True)
 class Lock:
-    """A resolved environment: base image, what it offers, and the wheels for it, sorted by name."""
+    """A resolved environment: base image, what it offers, and the packages for it, sorted by name."""
 
     base: LockedBase
     target: Target
+    """The interpreter that the packages are for: the base image's, or conda's where `conda` holds one."""
     packages: tuple[LockedPackage, ...]
     requested: tuple[str, ...] = field(default=(), compare=False)
     """The definition's own requirement lines, for readers; not part of any hash."""
+    conda: tuple[LockedCondaPackage, ...] = ()
+    managed: bool = True
+    """False: a user-managed image. Nothing is installed, the image is the base as it is."""
+    bytecode: str = ""
+    """Full version of the Python that compiles the packages' bytecode; empty: none is compiled."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "packages", tuple(sorted(self.packages, key=lambda p: p.name)))
+        object.__setattr__(self, "conda", tuple(sorted(self.conda, key=lambda p: p.name)))
 
     def to_pylock(self) -> str:
         """The lock as PEP 751 text; `[tool.prefect-environments]` holds base and target."""
-        document = {
+        own: dict[str, Any] = {
+            "base": {"name": self.base.name, "digest": self.base.digest},
+            "target": self.target.to_json(),
+            "requested": list(self.requested),
+        }
+        if not self.managed:
+            own["managed"] = False
+        if self.bytecode:
+            own["bytecode"] = self.bytecode
+        if self.conda:
+            own["conda"] = [_conda_table(package) for package in self.conda]
+        document: dict[str, Any] = {
             "lock-version": "1.0",
             "created-by": TOOL,
-            "requires-python": f"=={self.target.python_minor}.*",
             "packages": [_package_table(package) for package in self.packages],
-            "tool": {
-                TOOL: {
-                    "base": {"name": self.base.name, "digest": self.base.digest},
-                    "target": self.target.to_json(),
-                    "requested": list(self.requested),
-                }
-            },
+            "tool": {TOOL: own},
         }
+        if self.target.python:
+            document["requires-python"] = f"=={self.target.python_minor}.*"
         return tomli_w.dumps(document)
 
     @classmethod
@@ -81,7 +115,15 @@ class Lock:
             own = document["tool"][TOOL]
             base = LockedBase(own["base"]["name"], digests.check(own["base"]["digest"]))
             packages = tuple(_package(table) for table in document["packages"])
-            return cls(base, Target.from_json(own["target"]), packages, tuple(own.get("requested", ())))
+            return cls(
+                base,
+                Target.from_json(own["target"]),
+                packages,
+                tuple(own.get("requested", ())),
+                tuple(_conda_package(table) for table in own.get("conda", ())),
+                bool(own.get("managed", True)),
+                str(own.get("bytecode", "")),
+            )
         except (tomllib.TOMLDecodeError, KeyError, TypeError, IndexError) as error:
             raise ResolveError(f"not a lock of {TOOL}: {error!r}; build with upgrade=True to resolve afresh") from error
 
@@ -100,6 +142,25 @@ def _package_table(package: LockedPackage) -> dict[str, Any]:
         wheel["size"] = package.size
     wheel["hashes"] = {"sha256": package.sha256}
     return {"name": package.name, "version": package.version, "wheels": [wheel]}
+
+
+def _conda_table(package: LockedCondaPackage) -> dict[str, Any]:
+    table = {name: getattr(package, name) for name in ("name", "version", "build", "subdir", "filename", "sha256")}
+    optional = {"size": package.size, "url": package.url, "record": _without_none(package.record) or None}
+    return table | {name: value for name, value in optional.items() if value is not None}
+
+
+def _conda_package(table: dict[str, Any]) -> LockedCondaPackage:
+    digests.check(f"sha256:{table['sha256']}")
+    text = {name: str(table[name]) for name in ("name", "version", "build", "subdir", "filename", "sha256")}
+    return LockedCondaPackage(
+        **text, size=table.get("size"), url=table.get("url"), record=dict(table.get("record", {}))
+    )
+
+
+def _without_none(record: dict[str, Any]) -> dict[str, Any]:
+    """TOML has no null."""
+    return {name: value for name, value in record.items() if value is not None}
 
 
 def _package(table: dict[str, Any]) -> LockedPackage:
