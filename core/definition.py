@@ -9,10 +9,11 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from prefect_environments.core.errors import DefinitionError, NotSupportedYet
+from prefect_environments.core.errors import DefinitionError
 from prefect_environments.core.formats import requirements as requirements_format
 from prefect_environments.core.lock.target import Platform
 from prefect_environments.core.names import check_name
+from prefect_environments.core.registry_settings import check_address
 from prefect_environments.core.secrets import SecretReference, looks_secret
 
 _DIGEST = re.compile(r"@sha(256|512):[0-9A-Za-z]*$")
@@ -26,6 +27,26 @@ _OPTIONS = (
     "only_binary",
     "require_hashes",
 )
+
+
+_BUILT = ("dockerfile", "build_context")
+_NEEDS = {
+    "dockerfile_path": ("build_context",),
+    "base_image_registry": _BUILT,
+    "build_arguments": _BUILT,
+    "build_target": _BUILT,
+    "build_secrets": _BUILT,
+    "mirror": ("user_managed",),
+    "interpreter_path": ("user_managed",),
+}
+_EXCLUDES = {
+    "user_managed": ("requirements", "conda_dependencies", "pylock", "extends", "compile_bytecode"),
+    "pylock": ("requirements", "constraints", "conda_dependencies", "extends"),
+}
+_EXCLUDED = {
+    "user_managed": "nothing is installed into a user-managed image",
+    "pylock": "a lock is used as it is",
+}
 
 
 class EnvironmentDefinition(BaseModel):
@@ -75,6 +96,9 @@ class EnvironmentDefinition(BaseModel):
     base_image_username: str = Field(default="", description="User name for the base image's registry, or secret:NAME.")
     base_image_password: str = Field(
         default="", description="Secret reference to the base image registry's password: secret:NAME."
+    )
+    base_image_registry: str = Field(
+        default="", description="With a Dockerfile: the registry (host[:port]) that user name and password are for."
     )
     conda_channels: tuple[str, ...] = Field(
         default=(), description="conda channels, the first one first: names, URLs or folders."
@@ -144,6 +168,19 @@ class EnvironmentDefinition(BaseModel):
     def _read_constraints(cls, lines: tuple[str, ...]) -> tuple[str, ...]:
         return requirements_format.parse(lines, origin="constraints").packages
 
+    @field_validator("conda_channels", "conda_dependencies", mode="after")
+    @classmethod
+    def _one_space(cls, lines: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(spec for line in lines if (spec := " ".join(line.split())))
+
+    @field_validator("extends", mode="after")
+    @classmethod
+    def _read_extends(cls, value: str) -> str:
+        name, colon, version = value.rpartition(":")
+        if value and not (colon and version.isascii() and version.isdigit() and int(version) > 0):
+            raise DefinitionError(f"extends is {value!r}; expected name:version, such as iris:7")
+        return f"{check_name(name)}:{int(version)}" if value else value
+
     @field_validator("only_binary", mode="after")
     @classmethod
     def _read_only_binary(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -189,22 +226,54 @@ class EnvironmentDefinition(BaseModel):
                     "reference (secret:NAME), or set allow_literal_secrets if it is none"
                 )
 
-    def check_buildable(self) -> None:
-        """Raise `NotSupportedYet` for what a later release builds."""
-        later = {
-            "conda_channels": "conda environments",
-            "conda_dependencies": "conda environments",
-            "dockerfile": "Dockerfiles",
-            "build_context": "Docker build contexts",
-            "user_managed": "user-managed images",
-            "interpreter_path": "user-managed images",
-        }
-        for field, what in later.items():
-            if getattr(self, field):
-                raise NotSupportedYet(
-                    f"the definition of {self.name!r} sets {field}, but {what} are not built by this release; "
-                    "it builds pip requirements on a base image"
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        """One base, and only what counts for it: what would be silently left out is refused."""
+        bases = [f for f in ("base_image", "dockerfile", "build_context", "extends") if getattr(self, f)]
+        if len(bases) > 1:
+            raise DefinitionError(f"{' and '.join(bases)} are given, but an environment has one base: keep one of them")
+        for field, needs in _NEEDS.items():
+            if getattr(self, field) and not any(getattr(self, need) for need in needs):
+                raise DefinitionError(f"{field} counts only with {' or '.join(needs)}, which is not given")
+        for field, others in _EXCLUDES.items():
+            if getattr(self, field) and (also := [other for other in others if getattr(self, other)]):
+                raise DefinitionError(f"{field} and {', '.join(also)} exclude each other: {_EXCLUDED[field]}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_build_inputs(self) -> Self:
+        built = self.dockerfile or self.build_context
+        if built and self.base_image_username and not self.base_image_registry:
+            raise DefinitionError(
+                "base_image_username is given for a Dockerfile, which may name images of several registries: say by "
+                "base_image_registry (host[:port]) which one gets user name and password"
+            )
+        if self.base_image_registry:
+            check_address(self.base_image_registry)
+        for name, value in self.build_secrets.items():
+            if not SecretReference.is_reference(value):
+                raise DefinitionError(
+                    f"build_secrets has a literal value for {name!r}, which would be stored in plain text: give a "
+                    "reference (secret:NAME)"
                 )
+            SecretReference.parse(value)
+        for name, value in self.build_arguments.items():
+            if SecretReference.is_reference(value) or looks_secret(name, value):
+                raise DefinitionError(
+                    f"the build argument {name!r} looks like a secret; arguments are stored in the image's history. "
+                    "Use build_secrets, and RUN --mount=type=secret in the Dockerfile"
+                )
+        return self
+
+    @property
+    def stays_where_it_is(self) -> bool:
+        """Whether the image is somebody's own, neither made nor copied: its registry may not be the workspace's."""
+        return self.user_managed and not (self.mirror or self.dockerfile or self.build_context)
+
+    def base_version(self) -> tuple[str, int]:
+        """Name and version that `extends` names."""
+        name, _, version = self.extends.rpartition(":")
+        return name, int(version)
 
 
 def _merged(given: Any, found: Any) -> Any:

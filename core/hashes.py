@@ -5,6 +5,7 @@ docs/hashes.md lists every field with test vectors.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -87,14 +88,17 @@ def image_hash(lock: Lock) -> str:
     return canonical.digest(counted)
 
 
-def record_hash(image: str, definition: EnvironmentDefinition) -> str:
-    """What makes a version another one: the image, and what is set when a job runs in it."""
+def record_hash(image: str, definition: EnvironmentDefinition, variables: Mapping[str, str] | None = None) -> str:
+    """What makes a version another one: the image, and what is set when a job runs in it.
+
+    `variables` are the definition's own unless given: an environment that extends another has more.
+    """
     return canonical.digest(
         {
             "kind": "record",
             "schema": _SCHEMA,
             "image": digests.check(image),
-            "environment-variables": definition.environment_variables,
+            "environment-variables": definition.environment_variables if variables is None else dict(variables),
             "description": definition.description,
             "interpreter-path": definition.interpreter_path,
             "tags": definition.tags,

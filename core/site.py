@@ -4,17 +4,11 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import platformdirs
+from typing import TYPE_CHECKING
 
 from prefect_environments.core import files
-from prefect_environments.core.build.base import BaseImage, load_base
-from prefect_environments.core.build.catalog import Catalog
 from prefect_environments.core.build.wheel_store import RegistryWheelStore
 from prefect_environments.core.definition import EnvironmentDefinition
-from prefect_environments.core.errors import DefinitionError
-from prefect_environments.core.lock.model import Lock
-from prefect_environments.core.lock.target import Platform
 from prefect_environments.core.names import slug
 from prefect_environments.core.oci.layout import Layout
 from prefect_environments.core.oci.repository import Repository, Store
@@ -25,9 +19,14 @@ from prefect_environments.core.secrets import resolve as resolve_secret
 from prefect_environments.core.stores import ImageLocation, open_store
 from prefect_environments.core.workspace import Workspace
 
+if TYPE_CHECKING:
+    from prefect_environments.core.build.catalog import Catalog
+
 
 def default_cache() -> Path:
     """The user's cache folder for wheels and scratch files."""
+    import platformdirs  # noqa: PLC0415 - for those who name no folder
+
     return platformdirs.user_cache_path("prefect-environments")
 
 
@@ -40,10 +39,17 @@ class Site:
     cache: Path
     progress: Progress = SILENT
     index_credentials: Mapping[str, tuple[str, str]] = field(default_factory=dict, repr=False)
-    catalog: Catalog = field(init=False)
+    _catalog: "Catalog | None" = field(default=None, init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        self.catalog = Catalog(self.store.repository(f"{self.workspace.repository_prefix}-layers"))
+    @property
+    def catalog(self) -> "Catalog":
+        """What the registry remembers beside images."""
+        if self._catalog is None:
+            # it knows layers, and so loads what makes them: only a build needs that
+            from prefect_environments.core.build.catalog import Catalog  # noqa: PLC0415
+
+            self._catalog = Catalog(self.store.repository(f"{self.workspace.repository_prefix}-layers"))
+        return self._catalog
 
     def repository(self, name: str) -> Repository:
         """The repository of an environment."""
@@ -53,6 +59,11 @@ class Site:
     def wheel_store(self) -> RegistryWheelStore:
         repository = self.store.repository(f"{self.workspace.repository_prefix}-wheels")
         return RegistryWheelStore(repository, self.cache / "built")
+
+    @property
+    def built_repository(self) -> Repository:
+        """Where images that a Dockerfile describes are kept, by the hash of what they were built from."""
+        return self.store.repository(f"{self.workspace.repository_prefix}-builds")
 
     @property
     def scratch(self) -> Path:
@@ -86,39 +97,26 @@ def _sweep(site: Site) -> None:
 
 
 @asynccontextmanager
-async def open_base(site: Site, definition: EnvironmentDefinition) -> AsyncIterator[BaseImage]:
-    """The definition's base image, loaded from wherever it is."""
-    reference = definition.base_image or site.workspace.default_base_image
-    if not reference:
-        raise DefinitionError(
-            f"the environment {definition.name!r} names no base image, and the workspace {site.workspace.name!r} "
-            "has no default: set base_image, such as python:3.12-slim"
-        )
-    location = ImageLocation.parse(reference)
+async def open_repository(
+    site: Site, definition: EnvironmentDefinition, location: ImageLocation
+) -> AsyncIterator[Repository]:
+    """The repository of an image that a definition names, with the definition's credentials where it has some."""
     async with AsyncExitStack() as stack:
         store = site.store
         if location.address != store.address or definition.base_image_username:
-            settings = _base_settings(definition, location, site.workspace.registry_settings)
+            settings = _settings(definition, location, site.workspace.registry_settings)
             store = await open_store(settings, site.workspace.secrets)
             stack.push_async_callback(store.close)
-        platform = Platform.parse(definition.platform)
-        yield await load_base(store.repository(location.path), location.identifier, location.name, platform)
+        yield store.repository(location.path)
 
 
-def _base_settings(
-    definition: EnvironmentDefinition, location: ImageLocation, own: RegistrySettings
-) -> RegistrySettings:
+def _settings(definition: EnvironmentDefinition, location: ImageLocation, own: RegistrySettings) -> RegistrySettings:
     """With the definition's credentials, and on the workspace's own host by its way of connecting."""
     if location.address.startswith("oci:"):
         return RegistrySettings(location.address)
     login = definition.base_image_username or None, definition.base_image_password or None
+    if definition.base_image_registry not in ("", location.address):
+        login = None, None  # a Dockerfile may name images of any registry: credentials are for the one that they name
     if location.address == own.address:
         return replace(own, username=login[0], password=login[1])
     return RegistrySettings(location.address, *login)
-
-
-def pinned_base(site: Site, definition: EnvironmentDefinition, lock: Lock) -> str:
-    """The base image's reference by the lock's digest: its tag may have moved since."""
-    location = ImageLocation.parse(definition.base_image or site.workspace.default_base_image or lock.base.name)
-    separator = ":" if location.address.startswith("oci:") else "/"
-    return f"{location.address}{separator}{location.path or location.identifier}@{lock.base.digest}"

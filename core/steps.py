@@ -7,30 +7,25 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version as installed_version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect_environments.core import attachments, hashes
 from prefect_environments.core.build import recipe
-from prefect_environments.core.build.assemble import Assembler, LayerReport, known_layers
-from prefect_environments.core.build.base import BaseImage
-from prefect_environments.core.build.fetch import WheelCache
-from prefect_environments.core.build.inspect import inspect_base
-from prefect_environments.core.build.layer import Overlap
 from prefect_environments.core.definition import EnvironmentDefinition
-from prefect_environments.core.errors import ImageError, NotFound, VersionNotFound
-from prefect_environments.core.lock.model import Lock, LockedBase
-from prefect_environments.core.lock.resolver import Resolver, ResolveRequest
-from prefect_environments.core.lock.target import Platform, Target
-from prefect_environments.core.lock.uv import UvResolver
-from prefect_environments.core.oci import digest as digests
+from prefect_environments.core.errors import NotFound, VersionNotFound
+from prefect_environments.core.lock.model import Lock
 from prefect_environments.core.oci.descriptor import Descriptor
-from prefect_environments.core.oci.image import ImageManifest
-from prefect_environments.core.oci.repository import Repository
 from prefect_environments.core.ready import ReadyImage
-from prefect_environments.core.site import Site, open_base, pinned_base
-from prefect_environments.core.stores import reference_of
+from prefect_environments.core.site import Site, open_repository
+from prefect_environments.core.stores import ImageLocation, reference_of
 from prefect_environments.core.versions import VersionRecord
 from prefect_environments.core.workspace import Workspace
+
+if TYPE_CHECKING:
+    from prefect_environments.core.build.assemble import LayerReport
+    from prefect_environments.core.build.layer import Overlap
+
+# Imports inside functions are of what only a build needs: finding a registered image takes less time than loading it.
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +39,10 @@ class BuiltImage:
     lock: Lock
     reused: bool
     size: int
-    layers: tuple[LayerReport, ...] = ()
-    overlaps: tuple[Overlap, ...] = ()
+    reference: str
+    """`repository@sha256:…`; a user-managed image may be in another registry than the workspace's."""
+    layers: "tuple[LayerReport, ...]" = ()
+    overlaps: "tuple[Overlap, ...]" = ()
     bytes_sent: int = 0
 
 
@@ -65,11 +62,13 @@ async def find_registered(site: Site, definition: EnvironmentDefinition) -> Read
         if older is None:
             return None
         found = older
-    repository = site.repository(definition.name)
-    if await repository.find_manifest(found.digest) is None:
+    reference = found.reference
+    if not definition.stays_where_it_is:
+        reference = reference_of(site.repository(definition.name), found.digest)
+    if not await _exists(site, definition, reference):
         logger.info("%s is registered, but its image is gone from the registry", found.reference)
         return None
-    renewed = _renewed(found, definition, reference_of(repository, found.digest))
+    renewed = _renewed(found, definition, await inherited_variables(site, definition), reference)
     equal = await _equal_version(site.workspace, newest, renewed)
     record = equal or await site.workspace.versions.register(renewed)
     return _ready(record, reused=True)
@@ -80,19 +79,9 @@ async def resolve(site: Site, definition: EnvironmentDefinition, *, upgrade: boo
 
     Raises `NotSupportedYet`, `BaseImageError`, `ResolveError`, `NoFittingWheel` and the registries' errors.
     """
-    definition.check_buildable()
-    async with open_base(site, definition) as base:
-        target = await _target(site, base, Platform.parse(definition.platform))
-        logger.info(
-            "base image %s: Python %s, %s %s", base.locked.name, target.python, target.libc, target.libc_version
-        )
-        preferences = None if upgrade else await _previous_lock(site, definition.name)
-        resolver: Resolver = UvResolver(wheel_store=site.wheel_store, scratch=site.cache / "resolve")
-        site.progress.step("resolve")
-        request = _request(site, definition, base.locked, target)
-        lock = await resolver.resolve(replace(request, preferences=preferences, upgrade=upgrade))
-        logger.info("resolved %d requirements to %d packages", len(definition.requirements), len(lock.packages))
-        return lock
+    from prefect_environments.core import resolving  # noqa: PLC0415
+
+    return await resolving.resolve(site, definition, upgrade=upgrade)
 
 
 async def build(site: Site, definition: EnvironmentDefinition, lock: Lock, *, force: bool = False) -> BuiltImage:
@@ -100,19 +89,9 @@ async def build(site: Site, definition: EnvironmentDefinition, lock: Lock, *, fo
 
     Definition, lock and SBOM are attached to it. `force` assembles it in any case.
     """
-    repository = site.repository(definition.name)
-    image_hash = hashes.image_hash(lock)
-    tag = digests.hex_of(image_hash)
-    existing = None if force else await repository.find_manifest(tag)
-    if existing is not None:
-        found = await repository.get_manifest(existing.digest)  # verified: its size is told to others
-        stored = ImageManifest.from_bytes(found.content)
-        size = stored.config.size + sum(layer.size for layer in stored.layers)
-        built = BuiltImage(found.descriptor, image_hash, lock, True, size)
-    else:
-        built = await _assemble(site, definition, lock, repository, tag)
-    await attachments.attach(repository, built.descriptor, definition, lock)
-    return built
+    from prefect_environments.core import building  # noqa: PLC0415
+
+    return await building.build(site, definition, lock, force=force)
 
 
 async def register(
@@ -122,33 +101,50 @@ async def register(
 
     Raises `NotFound` where the image is not in the registry: there is no version without its image.
     """
-    repository = site.repository(definition.name)
-    if await repository.find_manifest(built.descriptor.digest) is None:
-        raise NotFound(f"{reference_of(repository, built.descriptor.digest)} is not in the registry; build it first")
-    attached = await attachments.attach(repository, built.descriptor, definition, built.lock)
+    if not await _exists(site, definition, built.reference):
+        raise NotFound(f"{built.reference} is not in the registry; build it first")
+    attached = await attachments.attach(site.repository(definition.name), built.descriptor, definition, built.lock)
+    variables = await inherited_variables(site, definition)
     draft = VersionRecord(
         workspace=site.workspace.name,
         name=definition.name,
         version=0,
-        reference=reference_of(repository, built.descriptor.digest),
+        reference=built.reference,
         digest=built.descriptor.digest,
         image_hash=built.image_hash,
         definition_hash=definition_hash(site.workspace, definition),
-        record_hash=hashes.record_hash(built.image_hash, definition),
+        record_hash=hashes.record_hash(built.image_hash, definition, variables),
         definition=definition.model_dump(mode="json"),
         lock_digest=attached.lock,
-        platform=definition.platform,
-        python_path=recipe.executable(),
-        environment_variables=dict(definition.environment_variables),
+        platform=str(built.lock.target.platform),
+        python_path=recipe.executable() if built.lock.managed else definition.interpreter_path or "python",
+        environment_variables=variables,
         description=definition.description,
         tags=dict(definition.tags),
         created_by={**_tools(), **(created_by or {})},
-        packages=len(built.lock.packages),
+        packages=len(built.lock.packages) + len(built.lock.conda),
         size=built.size,
     )
     newest = await site.workspace.versions.newest(definition.name)
     equal = None if newest is None else await _equal_version(site.workspace, newest, draft)
     return equal or await site.workspace.versions.register(draft)
+
+
+async def _exists(site: Site, definition: EnvironmentDefinition, reference: str) -> bool:
+    """Whether an image is there, by one request to its registry. Unreachable is no answer, but an error."""
+    if not definition.stays_where_it_is:
+        return await site.repository(definition.name).find_manifest(reference.rpartition("@")[2]) is not None
+    location = ImageLocation.parse(reference)
+    async with open_repository(site, definition, location) as repository:
+        return await repository.find_manifest(location.identifier) is not None
+
+
+async def inherited_variables(site: Site, definition: EnvironmentDefinition) -> dict[str, str]:
+    """The variables of an environment, with those of the environments that it extends below them."""
+    if not definition.extends:
+        return dict(definition.environment_variables)
+    below = await site.workspace.versions.get(*definition.base_version())
+    return {**below.environment_variables, **definition.environment_variables}
 
 
 async def _equal_version(workspace: Workspace, newest: VersionRecord, draft: VersionRecord) -> VersionRecord | None:
@@ -198,104 +194,9 @@ def definition_hash(workspace: Workspace, definition: EnvironmentDefinition) -> 
     )
 
 
-async def _assemble(
-    site: Site, definition: EnvironmentDefinition, lock: Lock, repository: Repository, tag: str
-) -> BuiltImage:
-    pinned = definition.model_copy(update={"base_image": pinned_base(site, definition, lock)})
-    known, known_base = await _known_layers(site, definition.name, repository)
-    site.progress.step("assemble")
-    async with (
-        open_base(site, pinned) as base,
-        WheelCache(
-            site.cache / "wheels",
-            store=site.wheel_store,
-            credentials=site.index_credentials,
-            on_bytes=site.progress.downloaded,
-        ) as wheels,
-    ):
-        located = BaseImage(lock.base, base.manifest, base.config, base.repository)
-        assembler = Assembler(
-            located, repository, wheels, site.scratch, site.catalog, known, known_base, progress=site.progress
-        )
-        done = await assembler.assemble(lock, tag)
-    new = sum(not layer.reused for layer in done.layers)
-    logger.info(
-        "assembled %d layers: %d new, %d reused, %d bytes sent",
-        len(done.layers),
-        new,
-        len(done.layers) - new,
-        done.bytes_sent,
-    )
-    for overlap in done.overlaps:
-        logger.warning("/%s comes from both %s and %s; %s's is used", *_told(overlap))
-    return BuiltImage(
-        done.image.descriptor,
-        hashes.image_hash(lock),
-        lock,
-        reused=False,
-        size=done.image.size,
-        layers=done.layers,
-        overlaps=done.overlaps,
-        bytes_sent=done.bytes_sent,
-    )
-
-
-def _told(overlap: Overlap) -> tuple[str, str, str, str]:
-    return overlap.path, overlap.loser, overlap.winner, overlap.winner
-
-
-async def _known_layers(site: Site, name: str, repository: Repository) -> tuple[Mapping[str, Any], frozenset[str]]:
-    """The layers of the newest version's image, by one request."""
-    newest = await site.workspace.versions.newest(name)
-    if newest is None or not newest.reference.startswith(f"{repository.name}@"):
-        return {}, frozenset()
-    try:
-        manifest = await repository.get_manifest(newest.digest)
-        return known_layers(ImageManifest.from_bytes(manifest.content))
-    except (NotFound, ImageError) as error:
-        logger.info("the newest version's image cannot be reused: %s", error)
-        return {}, frozenset()
-
-
-async def _target(site: Site, base: BaseImage, platform: Platform) -> Target:
-    site.progress.step("inspect")
-    found = await site.catalog.find_base(base.locked.digest)
-    if found is None or found.platform != platform:
-        found = await inspect_base(base, platform, site.scratch)
-        await site.catalog.keep_base(base.locked.digest, found)
-    return found
-
-
-async def _previous_lock(site: Site, name: str) -> Lock | None:
-    newest = await site.workspace.versions.newest(name)
-    if newest is None or not newest.lock_digest:
-        return None
-    try:
-        return await attachments.read_lock(site.repository(name), newest.lock_digest)
-    except NotFound:
-        logger.warning("the lock of %s version %d is gone; resolving afresh", name, newest.version)
-        return None
-
-
-def _request(site: Site, definition: EnvironmentDefinition, base: LockedBase, target: Target) -> ResolveRequest:
-    return ResolveRequest(
-        packages=definition.requirements,
-        target=target,
-        base=base,
-        constraints=definition.constraints,
-        index_url=definition.index_url or site.workspace.index_url,
-        extra_index_urls=definition.extra_index_urls,
-        find_links=definition.find_links,
-        no_index=definition.no_index,
-        pre=definition.pre,
-        require_hashes=definition.require_hashes,
-        only_binary=definition.only_binary,
-        allow_source_builds=definition.allow_source_builds or site.workspace.allow_source_builds,
-        index_credentials=site.index_credentials,
-    )
-
-
-def _renewed(found: VersionRecord, definition: EnvironmentDefinition, reference: str) -> VersionRecord:
+def _renewed(
+    found: VersionRecord, definition: EnvironmentDefinition, variables: dict[str, str], reference: str
+) -> VersionRecord:
     """A draft for the same image with what else the definition now says, and where the image is now."""
     return replace(
         found,
@@ -303,9 +204,9 @@ def _renewed(found: VersionRecord, definition: EnvironmentDefinition, reference:
         created="",
         nonce="",
         reference=reference,
-        record_hash=hashes.record_hash(found.image_hash, definition),
+        record_hash=hashes.record_hash(found.image_hash, definition, variables),
         definition=definition.model_dump(mode="json"),
-        environment_variables=dict(definition.environment_variables),
+        environment_variables=variables,
         description=definition.description,
         tags=dict(definition.tags),
         created_by=_tools(),

@@ -61,7 +61,8 @@ class Facts:
 async def inspect_base(base: BaseImage, platform: Platform, scratch: Path) -> Target:
     """Find interpreter and libc of a base image, by its config and a look through its layers from the top.
 
-    Raises `BaseImageError` where there is no Python 3 on its `PATH`, or no libc that is known.
+    Where there is no Python 3 on its `PATH`, `python` and `interpreter` of the answer are empty: `check_python` tells
+    whether packages can be installed on it. Raises `BaseImageError` where there is no libc that is known.
     """
     declared = _declared_python(base.config.environment)
     facts = Facts()
@@ -72,17 +73,28 @@ async def inspect_base(base: BaseImage, platform: Platform, scratch: Path) -> Ta
     if declared and _follow(declared[1].lstrip("/"), facts.links) not in facts.versions:
         declared = None  # others set the variable too, and have their Python elsewhere
     python, interpreter = declared or _find_python(facts, base)
-    if interpreter.startswith(f"{PREFIX}/"):
-        raise BaseImageError(
-            f"the base image {base.locked.name} has its Python at {interpreter}, where the environment will be. Choose "
-            f"a base whose Python is outside of {PREFIX}"
-        )
     found = _find_libc(facts, interpreter.lstrip("/")) or next(iter(facts.libc.values()), None)
     if found is None:
         raise BaseImageError(
             f"the base image {base.locked.name} has neither glibc nor musl; packages' wheels need one of them"
         )
     return Target(python, interpreter, *found, platform)
+
+
+def check_python(base: BaseImage, target: Target) -> None:
+    """Raise `BaseImageError` where the base's own Python cannot carry the environment."""
+    if not target.python:
+        folders = base.config.environment.get("PATH", DEFAULT_PATH)
+        raise BaseImageError(
+            f"the base image {base.locked.name} has no Python 3 on its PATH ({folders}). Choose a base with Python "
+            "(such as python:3.12-slim), or one that sets PATH to its Python, or let conda bring one (python=3.12 "
+            "among the conda dependencies, with a channel)"
+        )
+    if target.interpreter.startswith(f"{PREFIX}/"):
+        raise BaseImageError(
+            f"the base image {base.locked.name} has its Python at {target.interpreter}, where the environment will be. "
+            f"Choose a base whose Python is outside of {PREFIX}"
+        )
 
 
 def _find_libc(facts: Facts, interpreter: str) -> tuple[str, str] | None:
@@ -175,7 +187,7 @@ def _search(content: bytes, pattern: re.Pattern[bytes], accept: Callable[[str], 
 
 
 def _find_python(facts: Facts, base: BaseImage) -> tuple[str, str]:
-    """The interpreter that `python3` or `python` means on the image's `PATH`, and its full version."""
+    """The full version and path of what `python3` or `python` means on the image's `PATH`; empty without one."""
     folders = base.config.environment.get("PATH", DEFAULT_PATH).split(":")
     for folder in folders:
         for name in ("python3", "python"):
@@ -188,10 +200,7 @@ def _find_python(facts: Facts, base: BaseImage) -> tuple[str, str]:
     if newest:
         numbers, path = newest[-1]
         return ".".join(map(str, numbers)), f"/{path}"
-    raise BaseImageError(
-        f"the base image {base.locked.name} has no Python 3 on its PATH ({':'.join(folders)}). Choose a base with "
-        "Python (such as python:3.12-slim), or one that sets PATH to its Python"
-    )
+    return "", ""
 
 
 def _on_path(path: str, folders: list[str]) -> bool:

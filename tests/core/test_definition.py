@@ -1,6 +1,7 @@
 """`EnvironmentDefinition`: what it refuses, its normal form, and that it is safe to store and to show as a form."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -217,24 +218,45 @@ def test_an_environment_is_taken_where_a_definition_is_wanted(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("fields", "why"),
     [
-        ("conda_channels", ["conda-forge"]),
-        ("conda_dependencies", ["numpy"]),
-        ("dockerfile", "FROM python:3.12"),
-        ("build_context", "context"),
-        ("user_managed", True),
-        ("interpreter_path", "/usr/bin/python3"),
+        ({"base_image": "python:3.12", "dockerfile": "FROM a"}, "base_image and dockerfile are given"),
+        ({"dockerfile": "FROM a", "build_context": "folder"}, "dockerfile and build_context are given"),
+        ({"extends": "a:1", "base_image": "python:3.12"}, "base_image and extends are given"),
+        ({"dockerfile": "FROM a", "dockerfile_path": "x"}, "dockerfile_path counts only with build_context"),
+        ({"build_arguments": {"A": "1"}}, "build_arguments counts only with dockerfile or build_context"),
+        ({"mirror": True}, "mirror counts only with user_managed"),
+        ({"interpreter_path": "/usr/bin/python3"}, "interpreter_path counts only with user_managed"),
+        ({"user_managed": True, "requirements": ["a"]}, "user_managed and requirements exclude each other"),
+        ({"user_managed": True, "conda_dependencies": ["a"]}, "nothing is installed into a user-managed image"),
+        ({"pylock": "lock-version = '1.0'", "requirements": ["a"]}, "a lock is used as it is"),
+        ({"extends": "a"}, "expected name:version"),
+        ({"extends": "a:0"}, "expected name:version"),
+        ({"extends": "a b:1"}, "a b"),
+        ({"dockerfile": "FROM a", "build_secrets": {"t": "hunter2"}}, "literal value for 't'"),
+        ({"dockerfile": "FROM a", "build_arguments": {"API_TOKEN": "hunter2"}}, "'API_TOKEN' looks like a secret"),
+        ({"dockerfile": "FROM a", "build_arguments": {"A": "secret:a"}}, "'A' looks like a secret"),
+        (
+            {"dockerfile": "FROM a", "base_image_username": "ann", "base_image_password": "secret:a"},
+            "base_image_registry",
+        ),
     ],
 )
-def test_what_a_later_release_builds_is_kept_but_not_built(field: str, value: Any) -> None:
-    definition = define(**{field: value})
-    with pytest.raises(NotSupportedYet, match=rf"'train' sets {field}, .* not built by this release"):
-        definition.check_buildable()
+def test_what_would_be_left_out_silently_or_stored_in_clear_is_refused(fields: dict[str, Any], why: str) -> None:
+    with pytest.raises(DefinitionError, match=re.escape(why)) as caught:
+        define(**fields)
+    assert "hunter2" not in str(caught.value)
 
 
-def test_requirements_on_a_base_image_are_buildable() -> None:
-    define(base_image="python:3.12-slim", requirements=["pandas"], constraints=["numpy<2"]).check_buildable()
+def test_the_version_that_is_extended_is_read_as_a_number() -> None:
+    assert define(extends="iris:007").base_version() == ("iris", 7)
+
+
+def test_only_a_user_managed_image_that_is_not_copied_stays_where_it_is() -> None:
+    assert define(user_managed=True, base_image="a:1").stays_where_it_is
+    assert not define(user_managed=True, base_image="a:1", mirror=True).stays_where_it_is
+    assert not define(user_managed=True, dockerfile="FROM a").stays_where_it_is
+    assert not define(base_image="a:1").stays_where_it_is
 
 
 def test_the_schema_makes_a_form_without_choices_of_type() -> None:
@@ -245,7 +267,7 @@ def test_the_schema_makes_a_form_without_choices_of_type() -> None:
     assert "$defs" not in schema
     for name, field in schema["properties"].items():
         assert field["type"] in ("string", "boolean", "array", "object"), name
-        assert field["description"].endswith(".") or name == "requirements", name
+        assert field["description"].endswith((".", "…", "}.", "NAME.")) or name == "requirements", name
         assert field.get("items", {"type": "string"}) == {"type": "string"}, name
 
 

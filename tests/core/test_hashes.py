@@ -40,8 +40,16 @@ COUNTED: dict[str, Any] = {
     "conda_channels": ["numpy"],
     "conda_dependencies": ["numpy"],
     "dockerfile": "FROM python:3.13",
-    "build_context": "FROM python:3.13",
+    "build_context": "https://git.example.com/a.git#" + "1" * 40,
     "user_managed": True,
+    "dockerfile_path": "numpy",
+    "build_arguments": {"numpy": "1"},
+    "build_target": "numpy",
+    "build_secrets": {"numpy": "secret:a"},
+    "mirror": True,
+    "pylock": "numpy",
+    "extends": "numpy:1",
+    "compile_bytecode": True,
 }
 RECORDED: dict[str, Any] = {
     "description": "numpy",
@@ -53,6 +61,7 @@ NEITHER: dict[str, Any] = {
     "name": "other",
     "base_image_username": "ann",
     "base_image_password": "secret:registry",
+    "base_image_registry": "registry.example.com",
     "allow_literal_secrets": True,
     "require_hashes": True,
 }
@@ -364,8 +373,8 @@ def test_values_that_run_into_each_other_are_different(text: str, cut: int, othe
     builds: list[Callable[[str, str], str]] = [
         lambda a, b: hashes.record_hash(IMAGE, define(description=a, tags={"a": b})),
         lambda a, b: hashes.record_hash(IMAGE, define(tags={a: b})),
-        lambda a, b: hashes.definition_hash(define(base_image=a, dockerfile=b)),
-        lambda a, b: hashes.definition_hash(define(conda_channels=[a, b])),
+        lambda a, b: hashes.definition_hash(define().model_copy(update={"base_image": a, "dockerfile": b})),
+        lambda a, b: hashes.definition_hash(changed("conda_channels", [a, b])),
         lambda a, b: hashes.image_hash(replace(LOCK, target=replace(LOCK.target, python=a, interpreter=b))),
     ]
     for build in builds:
@@ -373,5 +382,5 @@ def test_values_that_run_into_each_other_are_different(text: str, cut: int, othe
 
 
 def test_an_empty_item_is_not_no_item() -> None:
-    found = [hashes.definition_hash(define(conda_channels=list(channels))) for channels in ((), ("",), ("", ""))]
+    found = [hashes.definition_hash(changed("conda_channels", list(channels))) for channels in ((), ("",), ("", ""))]
     assert len(set(found)) == 3

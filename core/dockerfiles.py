@@ -1,0 +1,83 @@
+"""Images of Dockerfiles as bases: built by a Docker engine once for what went into them, then found in the registry."""
+
+import asyncio
+import logging
+
+from prefect_environments.core.build.catalog import Catalog
+from prefect_environments.core.build.docker import engine
+from prefect_environments.core.build.docker.inputs import BuildInputs, inputs_digest, open_inputs
+from prefect_environments.core.definition import EnvironmentDefinition
+from prefect_environments.core.errors import NotFound
+from prefect_environments.core.lock.model import LockedBase
+from prefect_environments.core.oci import digest as digests
+from prefect_environments.core.oci.descriptor import Descriptor
+from prefect_environments.core.redact import remember
+from prefect_environments.core.secrets import resolve as resolve_secret
+from prefect_environments.core.site import Site, open_repository
+from prefect_environments.core.stores import ImageLocation
+
+logger = logging.getLogger(__name__)
+
+NAME = "dockerfile"
+"""What locks call a base that was built: `dockerfile:<hash of the inputs>`, the same in every registry."""
+
+
+async def built_base(site: Site, definition: EnvironmentDefinition) -> LockedBase:
+    """The image that the definition's Dockerfile describes, in the workspace's registry: found there by the hash of
+    Dockerfile, context, arguments and the digests of its own base images, else built and pushed.
+
+    Raises `SpecificationError` for what cannot be read, `EngineUnavailable`, `BuildError` for a build that fails, and
+    the registry's errors.
+    """
+    site.progress.step("docker build")
+    async with open_inputs(definition, site.scratch) as inputs:
+        wanted = digests.hex_of(await inputs_digest(inputs, lambda image: _digest_of(site, definition, image)))
+        name = f"{NAME}:{wanted}"
+        existing = await site.built_repository.find_manifest(wanted)
+        if existing is None:
+            existing = await _build(site, definition, inputs, wanted)
+        else:
+            logger.info("the Dockerfile's image is there already: %s@%s", site.built_repository.name, existing.digest)
+        return LockedBase(name, existing.digest)
+
+
+async def _build(site: Site, definition: EnvironmentDefinition, inputs: BuildInputs, tag: str) -> Descriptor:
+    secrets = {name: await resolve_secret(ref, site.workspace.secrets) for name, ref in inputs.secrets.items()}
+    image = await engine.build_image(
+        inputs,
+        secrets={name: str(value) for name, value in secrets.items()},
+        logins=await _logins(site, definition),
+        scratch=site.scratch,
+        progress=site.progress,
+    )
+    try:
+        catalog = Catalog(site.catalog.repository)
+        return await engine.push_built(
+            image, site.built_repository, tag, site.scratch, catalog=catalog, on_bytes=site.progress.sent
+        )
+    finally:
+        await asyncio.shield(engine.remove_image(image))
+
+
+async def _digest_of(site: Site, definition: EnvironmentDefinition, image: str) -> str:
+    """The digest that a base image of the Dockerfile has now, by its registry."""
+    location = ImageLocation.parse(image)
+    async with open_repository(site, definition, location) as repository:
+        found = await repository.find_manifest(location.identifier)
+    if found is None:
+        raise NotFound(f"the Dockerfile of {definition.name!r} names the image {image}, which does not exist")
+    return found.digest
+
+
+async def _logins(site: Site, definition: EnvironmentDefinition) -> dict[str, tuple[str, str]]:
+    """User and password by registry, for private base images: the definition's and the workspace's own."""
+    own = site.workspace.registry_settings
+    given = {definition.base_image_registry: (definition.base_image_username, definition.base_image_password)}
+    given[own.address] = given.get(own.address) or (own.username or "", own.password or "")
+    logins = {}
+    for host, (user, password) in given.items():
+        if host and user and password:
+            pair = [await resolve_secret(part, site.workspace.secrets) for part in (user, password)]
+            remember(str(pair[1]))
+            logins[host] = (str(pair[0]), str(pair[1]))
+    return logins

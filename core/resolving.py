@@ -1,0 +1,199 @@
+"""From a definition to its lock: the base image pinned, and the packages of conda and pip for it."""
+
+import logging
+from dataclasses import dataclass, replace
+
+from prefect_environments.core import attachments
+from prefect_environments.core.bases import open_base
+from prefect_environments.core.build import recipe
+from prefect_environments.core.build.base import BaseImage
+from prefect_environments.core.build.inspect import check_python, inspect_base
+from prefect_environments.core.definition import EnvironmentDefinition
+from prefect_environments.core.errors import DefinitionError, NotFound, ResolveError
+from prefect_environments.core.extend import Effective, effective
+from prefect_environments.core.lock.model import Lock, LockedBase, LockedCondaPackage
+from prefect_environments.core.lock.resolver import Resolver, ResolveRequest
+from prefect_environments.core.lock.target import Platform, Target
+from prefect_environments.core.lock.uv import UvResolver
+from prefect_environments.core.site import Site
+
+logger = logging.getLogger(__name__)
+
+
+async def resolve(site: Site, definition: EnvironmentDefinition, *, upgrade: bool) -> Lock:
+    """See `steps.resolve`."""
+    asked = await effective(site, definition)
+    wanted = asked.definition
+    _check_specs(wanted.conda_dependencies)
+    async with open_base(site, wanted, lock=asked.base) as base:
+        if wanted.user_managed:
+            return as_it_is(wanted, base.locked)
+        facts = await _target(site, base, Platform.parse(wanted.platform))
+        previous = _held(asked, None if upgrade else await _previous_lock(site, definition.name))
+        plan = await _interpreter(site, wanted, base, facts, previous, upgrade=upgrade)
+        lock = await _pip(site, plan, base.locked, previous, upgrade=upgrade)
+        logger.info(
+            "resolved %d requirements to %d packages%s",
+            len(wanted.requirements) + len(wanted.conda_dependencies),
+            len(lock.packages) + len(lock.conda),
+            f", {len(lock.conda)} of them conda's" if lock.conda else "",
+        )
+        return replace(lock, bytecode=lock.target.python) if wanted.compile_bytecode else lock
+
+
+def _check_specs(specs: tuple[str, ...]) -> None:
+    """Raise `SpecificationError` for what conda would not read, before any network."""
+    if specs:
+        from prefect_environments.core.lock import conda  # noqa: PLC0415  # rattler: only where conda is asked for
+
+        for spec in specs:
+            conda.normalise_spec(spec)
+
+
+def as_it_is(definition: EnvironmentDefinition, base: LockedBase) -> Lock:
+    """The lock of a user-managed image: nothing is installed, and its Python is where the definition says."""
+    target = Target("", definition.interpreter_path, "", "", Platform.parse(definition.platform))
+    return Lock(base, target, (), managed=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What pip's part starts from: the interpreter, conda's packages with it, and what is asked of pip."""
+
+    definition: EnvironmentDefinition
+    target: Target
+    requirements: tuple[str, ...]
+    conda: tuple[LockedCondaPackage, ...] = ()
+
+
+async def _target(site: Site, base: BaseImage, platform: Platform) -> Target:
+    site.progress.step("inspect")
+    found = await site.catalog.find_base(base.locked.digest)
+    if found is None or found.platform != platform:
+        found = await inspect_base(base, platform, site.scratch)
+        await site.catalog.keep_base(base.locked.digest, found)
+    told = f"Python {found.python}" if found.python else "no Python"
+    logger.info("base image %s: %s, %s %s", base.locked.name, told, found.libc, found.libc_version)
+    return found
+
+
+async def _previous_lock(site: Site, name: str) -> Lock | None:
+    newest = await site.workspace.versions.newest(name)
+    if newest is None or not newest.lock_digest:
+        return None
+    try:
+        return await attachments.read_lock(site.repository(name), newest.lock_digest)
+    except NotFound:
+        logger.warning("the lock of %s version %d is gone; resolving afresh", name, newest.version)
+        return None
+
+
+def _held(asked: Effective, previous: Lock | None) -> Lock | None:
+    """The lock to prefer: what is extended, and for all else the newest version's."""
+    if asked.base is None or previous is None:
+        return asked.base or previous
+    names, conda_names = {p.name for p in asked.base.packages}, {p.name for p in asked.base.conda}
+    return replace(
+        asked.base,
+        packages=(*asked.base.packages, *(p for p in previous.packages if p.name not in names)),
+        conda=(*asked.base.conda, *(p for p in previous.conda if p.name not in conda_names)),
+    )
+
+
+async def _interpreter(
+    site: Site, wanted: EnvironmentDefinition, base: BaseImage, facts: Target, held: Lock | None, *, upgrade: bool
+) -> _Plan:
+    """Whose Python it is: the base's where conda is asked for nothing that it has not, else conda's."""
+    if not wanted.conda_dependencies:
+        check_python(base, facts)
+        return _Plan(wanted, facts, wanted.requirements)
+    from prefect_environments.core.lock import conda  # noqa: PLC0415  # rattler: only where conda is asked for
+
+    plain = conda.plain_python(wanted.conda_dependencies)
+    inside = facts.interpreter.startswith(f"{recipe.PREFIX}/")
+    if plain is not None and facts.python and not inside and conda.satisfies_python(plain.python, facts.python):
+        logger.info("the base image's Python %s is what conda is asked for, and serves", facts.python)
+        return _Plan(wanted, facts, (*wanted.requirements, *plain.pip))
+    if not wanted.conda_channels:
+        has = f"Python {facts.python}" if facts.python else "no Python"
+        raise DefinitionError(
+            f"the environment {wanted.name!r} needs packages of conda ({', '.join(wanted.conda_dependencies)}; the "
+            f"base image has {has}), but names no channel: add one, such as conda-forge, to the channels"
+        )
+    packages = await _solve(site, wanted, base, facts, held, upgrade=upgrade)
+    python = conda.python_version(packages)
+    logger.info("conda brings Python %s", python)
+    target = replace(facts, python=python, interpreter=recipe.executable())
+    return _Plan(wanted, target, wanted.requirements, packages)
+
+
+async def _solve(
+    site: Site, wanted: EnvironmentDefinition, base: BaseImage, facts: Target, held: Lock | None, *, upgrade: bool
+) -> tuple[LockedCondaPackage, ...]:
+    from prefect_environments.core.lock import conda  # noqa: PLC0415  # rattler: only where conda is asked for
+
+    site.progress.step("resolve")
+    specs = wanted.conda_dependencies
+    if not conda.names_python(specs):  # an environment has a Python: of the base's minor, where it has one
+        specs = (*specs, f"python={facts.python_minor}.*" if facts.python else "python")
+    request = conda.CondaRequest(
+        specs=specs,
+        channels=wanted.conda_channels,
+        platform=facts.platform,
+        libc=facts.libc,
+        libc_version=facts.libc_version,
+        cuda=".".join(base.config.environment.get("CUDA_VERSION", "").split(".")[:2]) or None,
+        preferences=held.conda if held and not upgrade else (),
+        upgrade=upgrade,
+        credentials=site.index_credentials,
+    )
+    return await conda.CondaResolver(cache=site.cache / "conda").resolve(request)
+
+
+async def _pip(site: Site, plan: _Plan, base: LockedBase, held: Lock | None, *, upgrade: bool) -> Lock:
+    """What pip installs, for the plan's interpreter. Versions that conda brings are kept where that is possible."""
+    if plan.conda and not plan.requirements:
+        return Lock(base, plan.target, (), conda=plan.conda)
+    site.progress.step("resolve")
+    resolver: Resolver = UvResolver(wheel_store=site.wheel_store, scratch=site.cache / "resolve")
+    request = replace(_request(site, plan, base), preferences=held, upgrade=upgrade)
+    kept = _kept(plan.conda)
+    try:
+        lock = await resolver.resolve(replace(request, constraints=(*request.constraints, *kept)))
+    except ResolveError:
+        if not kept:
+            raise
+        lock = await resolver.resolve(request)
+        logger.warning("the pip requirements don't fit the versions that conda brings: some are replaced by pip's")
+    brought = set(kept)
+    own = tuple(p for p in lock.packages if f"{p.name}=={p.version}" not in brought)
+    requested = (*plan.definition.conda_dependencies, *lock.requested)
+    return replace(lock, packages=own, conda=plan.conda, requested=requested)
+
+
+def _kept(packages: tuple[LockedCondaPackage, ...]) -> tuple[str, ...]:
+    """The Python packages that conda brings, as constraints."""
+    if not packages:
+        return ()
+    from prefect_environments.core.lock import conda  # noqa: PLC0415  # rattler: only where conda is asked for
+
+    return conda.pip_constraints(packages)
+
+
+def _request(site: Site, plan: _Plan, base: LockedBase) -> ResolveRequest:
+    definition = plan.definition
+    return ResolveRequest(
+        packages=plan.requirements,
+        target=plan.target,
+        base=base,
+        constraints=definition.constraints,
+        index_url=definition.index_url or site.workspace.index_url,
+        extra_index_urls=definition.extra_index_urls,
+        find_links=definition.find_links,
+        no_index=definition.no_index,
+        pre=definition.pre,
+        require_hashes=definition.require_hashes,
+        only_binary=definition.only_binary,
+        allow_source_builds=definition.allow_source_builds or site.workspace.allow_source_builds,
+        index_credentials=site.index_credentials,
+    )
