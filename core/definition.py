@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Self
 
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from prefect_environments.core.errors import DefinitionError
@@ -40,7 +41,7 @@ _NEEDS = {
     "interpreter_path": ("user_managed",),
 }
 _EXCLUDES = {
-    "user_managed": ("requirements", "conda_dependencies", "pylock", "extends", "compile_bytecode"),
+    "user_managed": ("requirements", "requires_python", "conda_dependencies", "pylock", "extends", "compile_bytecode"),
     "pylock": ("requirements", "constraints", "conda_dependencies", "extends"),
 }
 _EXCLUDED = {
@@ -131,6 +132,9 @@ class EnvironmentDefinition(BaseModel):
     pylock: str = Field(
         default="", description="Text of a PEP 751 lock (pylock.toml), used as it is in place of requirements."
     )
+    requires_python: str = Field(
+        default="", description="Python that the packages need, such as >=3.11; the image's is checked against it."
+    )
     extends: str = Field(
         default="", description="A registered environment to add to, as name:version. None of its packages moves."
     )
@@ -196,6 +200,25 @@ class EnvironmentDefinition(BaseModel):
         if any(urls):
             requirements_format.parse([f"--extra-index-url {url}" for url in urls if url], origin="index")
         return value
+
+    @field_validator("pylock", mode="after")
+    @classmethod
+    def _read_pylock(cls, text: str) -> str:
+        if not text:
+            return text
+        from prefect_environments.core.formats import pylock  # noqa: PLC0415  # tomli_w and more, where there is one
+
+        return pylock.normalise(text)
+
+    @field_validator("requires_python", mode="after")
+    @classmethod
+    def _read_requires_python(cls, value: str) -> str:
+        try:
+            return str(SpecifierSet(value))
+        except InvalidSpecifier:
+            raise DefinitionError(
+                f"requires_python is {value!r}; expected a version specifier such as >=3.11"
+            ) from None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -58,6 +58,7 @@ def definition_hash(
         "build-secrets": sorted(definition.build_secrets),
         "mirror": definition.mirror,
         "pylock": definition.pylock,
+        "requires-python": definition.requires_python,
         "extends": definition.extends,
         "compile-bytecode": definition.compile_bytecode,
     }

@@ -7,10 +7,11 @@ from prefect_environments.core import attachments
 from prefect_environments.core.bases import open_base
 from prefect_environments.core.build import recipe
 from prefect_environments.core.build.base import BaseImage
-from prefect_environments.core.build.inspect import check_python, inspect_base
+from prefect_environments.core.build.inspect import check_interpreter, inspect_base
 from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.errors import DefinitionError, NotFound, ResolveError
 from prefect_environments.core.extend import Effective, effective
+from prefect_environments.core.formats.pylock import check_python
 from prefect_environments.core.lock.model import Lock, LockedBase, LockedCondaPackage
 from prefect_environments.core.lock.resolver import Resolver, ResolveRequest
 from prefect_environments.core.lock.target import Platform, Target
@@ -105,7 +106,7 @@ async def _interpreter(
 ) -> _Plan:
     """Whose Python it is: the base's where conda is asked for nothing that it has not, else conda's."""
     if not wanted.conda_dependencies:
-        check_python(base, facts)
+        check_interpreter(base, facts)
         return _Plan(wanted, facts, wanted.requirements)
     from prefect_environments.core.lock import conda  # noqa: PLC0415  # rattler: only where conda is asked for
 
@@ -154,6 +155,7 @@ async def _pip(site: Site, plan: _Plan, base: LockedBase, held: Lock | None, *, 
     """What pip installs, for the plan's interpreter. Versions that conda brings are kept where that is possible."""
     if plan.conda and not plan.requirements:
         return Lock(base, plan.target, (), conda=plan.conda)
+    check_python(plan.definition.requires_python, plan.target, f"the environment {plan.definition.name!r}")
     site.progress.step("resolve")
     resolver: Resolver = UvResolver(wheel_store=site.wheel_store, scratch=site.cache / "resolve")
     request = replace(_request(site, plan, base), preferences=held, upgrade=upgrade)
@@ -195,5 +197,6 @@ def _request(site: Site, plan: _Plan, base: LockedBase) -> ResolveRequest:
         require_hashes=definition.require_hashes,
         only_binary=definition.only_binary,
         allow_source_builds=definition.allow_source_builds or site.workspace.allow_source_builds,
+        pylock=definition.pylock,
         index_credentials=site.index_credentials,
     )

@@ -61,7 +61,7 @@ class Facts:
 async def inspect_base(base: BaseImage, platform: Platform, scratch: Path) -> Target:
     """Find interpreter and libc of a base image, by its config and a look through its layers from the top.
 
-    Where there is no Python 3 on its `PATH`, `python` and `interpreter` of the answer are empty: `check_python` tells
+    Where there is no Python 3 on its `PATH`, `python` and `interpreter` of the answer are empty: `check_interpreter` tells
     whether packages can be installed on it. Raises `BaseImageError` where there is no libc that is known.
     """
     declared = _declared_python(base.config.environment)
@@ -81,7 +81,7 @@ async def inspect_base(base: BaseImage, platform: Platform, scratch: Path) -> Ta
     return Target(python, interpreter, *found, platform)
 
 
-def check_python(base: BaseImage, target: Target) -> None:
+def check_interpreter(base: BaseImage, target: Target) -> None:
     """Raise `BaseImageError` where the base's own Python cannot carry the environment."""
     if not target.python:
         folders = base.config.environment.get("PATH", DEFAULT_PATH)

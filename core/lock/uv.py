@@ -38,6 +38,7 @@ from uv import find_uv_bin
 
 from prefect_environments.core.errors import NoFittingWheel, ResolveError
 from prefect_environments.core.files import storage, temporary_folder
+from prefect_environments.core.formats import pylock as given
 from prefect_environments.core.lock import process, pylock, sizes, source_builds, urls, uv_environment, wheels
 from prefect_environments.core.lock.model import Lock, LockedPackage
 from prefect_environments.core.lock.resolver import ResolveRequest
@@ -93,7 +94,10 @@ class UvResolver:
         # not in the system's folder: what a killed process leaves here, credentials perhaps, is swept by the next one
         with storage("resolving", self._scratch), temporary_folder(self._scratch) as folder:
             env = uv_environment.environment(environ, request, folder)
-            document = await self._compile(request, packages, env, folder)
+            if request.pylock:
+                document = given.packages_for(request.pylock, request.target)
+            else:
+                document = await self._compile(request, packages, env, folder)
             preferences = None if request.upgrade else request.preferences
             chosen = wheels.choose(document, request.target, preferences=preferences, hashes=hashes)
             if request.require_hashes:

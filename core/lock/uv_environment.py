@@ -31,8 +31,7 @@ def environment(inherited: Mapping[str, str], request: ResolveRequest, folder: P
 
     Credentials are in variables and in a netrc file in `folder`, which must be private; their passwords are
     masked in all errors from here on."""
-    env = {name: value for name, value in inherited.items() if _stays(name)}
-    env["UV_PYTHON_DOWNLOADS"] = "never"
+    env = plain(inherited)
     known = credentials(request)
     for user, password in known.values():
         remember(password or user)
@@ -42,6 +41,11 @@ def environment(inherited: Mapping[str, str], request: ResolveRequest, folder: P
         _set_indexes(env, request, known)
     _write_netrc(env, known, folder)
     return env
+
+
+def plain(inherited: Mapping[str, str]) -> dict[str, str]:
+    """What uv gets for work that asks no index: `inherited` without settings that would change the answer."""
+    return {name: value for name, value in inherited.items() if _stays(name)} | {"UV_PYTHON_DOWNLOADS": "never"}
 
 
 def credentials(request: ResolveRequest) -> Logins:

@@ -48,6 +48,7 @@ COUNTED: dict[str, Any] = {
     "build_secrets": {"numpy": "secret:a"},
     "mirror": True,
     "pylock": "numpy",
+    "requires_python": "numpy",
     "extends": "numpy:1",
     "compile_bytecode": True,
 }
