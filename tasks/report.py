@@ -9,6 +9,7 @@ from uuid import UUID
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext, TaskRunContext
 
+from prefect_environments.core.build.inspection import ImageReport
 from prefect_environments.core.console import megabytes
 from prefect_environments.core.names import slug
 from prefect_environments.core.progress import Both, Progress, current
@@ -79,6 +80,40 @@ def report_ready(ready: ReadyImage, built: BuiltImage | None = None) -> None:
         key=f"environment-{slug(ready.name)}"[:200],
         description=f"Ready image of {ready.name}, version {ready.version}",
     )
+
+
+def report_image(report: ImageReport) -> None:
+    """An inspection as a markdown artifact of the current run; nothing outside of one."""
+    if FlowRunContext.get() is None and TaskRunContext.get() is None:
+        return
+    create_markdown_artifact(
+        image_markdown(report), key=f"image-{report.digest[7:19]}", description=f"What is in {report.reference}"
+    )
+
+
+def image_markdown(report: ImageReport) -> str:
+    """An inspection for readers: what is there, and what does not work without what is missing."""
+    pythons = ", ".join(f"`{python.path}` {python.version}" for python in report.interpreters)
+    lines = [
+        f"# {report.reference}",
+        "",
+        f"`{report.digest}`",
+        "",
+        "| What | Value |",
+        "|---|---|",
+        f"| System | {report.system or 'not told'} |",
+        f"| libc | {report.libc or 'none found'} |",
+        f"| Python | {pythons or 'none found'} |",
+        f"| Platform | {report.platform} |",
+        f"| Size | {megabytes(report.size)} in {report.layers} layers |",
+        "",
+        "| Brings | Version | Where | Without it |",
+        "|---|---|---|---|",
+    ]
+    for item in report.capabilities:
+        state = f"{item.version or 'yes'} | {item.where} | |" if item.found else f"**missing** | | {item.without} |"
+        lines.append(f"| {item.name} | {state}")
+    return "\n".join(lines)
 
 
 def ready_markdown(ready: ReadyImage, built: BuiltImage | None = None) -> str:

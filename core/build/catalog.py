@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 from prefect_environments.core.build.layer import LayerBlob
 from prefect_environments.core.errors import ImageError, NotFound, RegistryAuthError, RegistryError, RegistryUnreachable
@@ -23,8 +24,12 @@ from prefect_environments.core.oci.repository import Repository
 LAYER_KEY = "com.prefect-environments.layer.key"
 DIFF_ID = "com.prefect-environments.layer.diff-id"
 FACTS = "com.prefect-environments.base.facts"
+REPORT = "com.prefect-environments.image.report"
 LAYER_ARTIFACT = "application/vnd.prefect-environments.layer.v1+json"
 BASE_ARTIFACT = "application/vnd.prefect-environments.base.v1+json"
+REPORT_ARTIFACT = "application/vnd.prefect-environments.report.v1+json"
+_REPORT_VERSION = 1
+"""Raised when an inspection looks for more, so that older reports are not taken for whole ones."""
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +95,24 @@ class Catalog:
             if self._allowed:
                 await self._keep(_base_tag(digest), manifest)
 
+    async def find_report(self, digest: str) -> dict[str, Any] | None:
+        """What an inspection found in an image, as it was kept."""
+        manifest = await self._find(_report_tag(digest))
+        if manifest is None:
+            return None
+        with suppress(ValueError, KeyError):
+            found = json.loads(manifest.annotations[REPORT])
+            return found if isinstance(found, dict) else None
+        return None
+
+    async def keep_report(self, digest: str, report: Mapping[str, Any]) -> None:
+        """Remember what an inspection found."""
+        notes = {REPORT: json.dumps(report, sort_keys=True)}
+        manifest = artifact_manifest(EMPTY_DESCRIPTOR, REPORT_ARTIFACT, annotations=notes)
+        async with self._tolerant():
+            if self._allowed:
+                await self._keep(_report_tag(digest), manifest)
+
     async def _find(self, tag: str) -> ImageManifest | None:
         async with self._tolerant():
             if self._allowed:
@@ -117,3 +140,7 @@ class Catalog:
 
 def _base_tag(digest: str) -> str:
     return f"base-{digests.hex_of(digest)}"
+
+
+def _report_tag(digest: str) -> str:
+    return f"report{_REPORT_VERSION}-{digests.hex_of(digest)}"

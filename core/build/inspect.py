@@ -22,6 +22,7 @@ from prefect_environments.core.oci.validate import check_end
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _READ_MAX = 256 * 1024 * 1024  # a larger interpreter or libc is none
+_TAKEN_MAX = 64 * 1024 * 1024
 _LINKS_MAX = 16
 
 _PYTHON = re.compile(r"python(3(\.\d+)?)?")
@@ -44,6 +45,10 @@ class Facts:
     libc: dict[str, tuple[str, str]] = field(default_factory=dict)
     loaders: dict[str, str] = field(default_factory=dict)
     """Which libc an interpreter is linked with, by the interpreter's path."""
+    wanted: re.Pattern[str] | None = None
+    """Paths of other files to take; a match of their path from its beginning to its end."""
+    files: dict[str, bytes] = field(default_factory=dict)
+    """The files that were wanted, by path; empty for what is a link or larger than `_TAKEN_MAX`."""
     hidden: set[str] = field(default_factory=set)
     opaque: set[str] = field(default_factory=set)
 
@@ -61,13 +66,13 @@ class Facts:
 async def inspect_base(base: BaseImage, platform: Platform, scratch: Path) -> Target:
     """Find interpreter and libc of a base image, by its config and a look through its layers from the top.
 
-    Where there is no Python 3 on its `PATH`, `python` and `interpreter` of the answer are empty: `check_interpreter` tells
-    whether packages can be installed on it. Raises `BaseImageError` where there is no libc that is known.
+    Where there is no Python 3 on its `PATH`, `python` and `interpreter` of the answer are empty: `check_interpreter`
+    tells whether packages can be installed on it. Raises `BaseImageError` where there is no libc that is known.
     """
     declared = _declared_python(base.config.environment)
     facts = Facts()
     for layer in reversed(base.manifest.layers):
-        await _look_through(base, oci_layer(layer), facts, scratch)
+        await look_through(base, oci_layer(layer), facts, scratch)
         if declared and _find_libc(facts, declared[1].lstrip("/")):
             break
     if declared and _follow(declared[1].lstrip("/"), facts.links) not in facts.versions:
@@ -115,7 +120,8 @@ def _declared_python(environment: Mapping[str, str]) -> tuple[str, str] | None:
     return version, f"/usr/local/bin/python{match[1]}"
 
 
-async def _look_through(base: BaseImage, layer: Descriptor, facts: Facts, scratch: Path) -> None:
+async def look_through(base: BaseImage, layer: Descriptor, facts: Facts, scratch: Path) -> None:
+    """Take what counts from one layer; give the layers from the top down. Raises `BaseImageError`, `ImageError`."""
     if layer.media_type == LAYER_ZSTD:
         raise BaseImageError(
             f"the base image {base.locked.name} has zstd layers, which cannot be looked through for its Python; "
@@ -154,6 +160,9 @@ def _scan(path: Path, facts: Facts) -> None:
 
 def _note(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str, facts: Facts) -> None:
     base = posixpath.basename(name)
+    if facts.wanted and not member.isdir() and facts.wanted.fullmatch(name):
+        readable = member.isreg() and member.size <= _TAKEN_MAX
+        facts.files[name] = _read(archive, member) if readable else b""
     if member.issym():
         target = posixpath.join("/", posixpath.dirname(name), member.linkname)
         facts.links[name] = posixpath.normpath(target).lstrip("/")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prefect_environments.core.build.base import BaseImage, load_base
-from prefect_environments.core.build.inspect import inspect_base
+from prefect_environments.core.build.inspect import check_interpreter, inspect_base
 from prefect_environments.core.errors import BaseImageError, ImageError
 from prefect_environments.core.lock.target import Platform, Target
 from prefect_environments.core.oci import descriptor as types
@@ -33,7 +33,9 @@ def python(version: str, *, loader: str = "/lib64/ld-linux-x86-64.so.2", before:
 
 async def _find(tmp_path: Path, layers: list[Entries], environment: list[str] | None = None) -> Target:
     base = await put_image(tmp_path / "layout", [tar_of(layer) for layer in layers], environment or [])
-    return await inspect_base(base, Platform(), tmp_path / "scratch")
+    target = await inspect_base(base, Platform(), tmp_path / "scratch")
+    check_interpreter(base, target)
+    return target
 
 
 DEBIAN: Entries = {
@@ -265,7 +267,7 @@ async def test_devices_in_a_layer_are_passed_over(tmp_path: Path) -> None:
             info.type = kind
             archive.addfile(info)
     base = await _with_layer(tmp_path, out.getvalue())
-    with pytest.raises(BaseImageError, match="no Python 3"):
+    with pytest.raises(BaseImageError, match="neither glibc nor musl"):
         await inspect_base(base, Platform(), tmp_path / "scratch")
 
 
@@ -283,4 +285,4 @@ async def test_the_real_base_image_without_python_is_refused(
     repository = Layout(base_layout_without_python.folder).repository("")
     base = await load_base(repository, "base", "example.com/base:1", Platform())
     with pytest.raises(BaseImageError, match="no Python 3 on its PATH"):
-        await inspect_base(base, Platform(), tmp_path)
+        check_interpreter(base, await inspect_base(base, Platform(), tmp_path))
