@@ -1,8 +1,9 @@
 """A workspace: one registry, one list of versions, and the rules for what is built in it."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import Field, field_validator
 
@@ -17,6 +18,9 @@ from prefect_environments.core.names import check_name, check_workspace_name, sl
 from prefect_environments.core.registry_settings import LAYOUT_PREFIX, RegistrySettings
 from prefect_environments.core.secrets import SecretStore
 from prefect_environments.core.versions import FolderVersionStore, VersionStore
+
+if TYPE_CHECKING:
+    from prefect_environments.core.environment import Environment
 
 # A repository's path (distribution-spec, "Pulling manifests"): components of letters and digits with separators.
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
@@ -94,6 +98,13 @@ class Workspace(EnvironmentsBlock):
         if self.local_folder is not None:
             return FolderVersionStore(Path(self.local_folder) / "versions", self.name)
         return PrefectVersionStore(self.name)
+
+    @property
+    def environments(self) -> "Mapping[str, Environment]":
+        """The newest version of every environment by its name, curated ones among them, read when asked for."""
+        from prefect_environments.core.registration import Environments  # noqa: PLC0415  # aiohttp and so on
+
+        return Environments(self)
 
     @property
     def secrets(self) -> SecretStore:

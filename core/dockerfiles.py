@@ -2,12 +2,15 @@
 
 import asyncio
 import logging
+from contextlib import AsyncExitStack
 
-from prefect_environments.core.build.catalog import Catalog
-from prefect_environments.core.build.docker import engine
+from prefect_environments.core.build.base import load_base
+from prefect_environments.core.build.docker.build import build_image
+from prefect_environments.core.build.docker.engine import remove_image
+from prefect_environments.core.build.docker.export import KnownLayer, known_layers, push_built
 from prefect_environments.core.build.docker.inputs import BuildInputs, inputs_digest, open_inputs
 from prefect_environments.core.definition import EnvironmentDefinition
-from prefect_environments.core.errors import NotFound
+from prefect_environments.core.errors import ImageError, NotFound
 from prefect_environments.core.lock.model import LockedBase
 from prefect_environments.core.oci import digest as digests
 from prefect_environments.core.oci.descriptor import Descriptor
@@ -42,21 +45,44 @@ async def built_base(site: Site, definition: EnvironmentDefinition) -> LockedBas
 
 
 async def _build(site: Site, definition: EnvironmentDefinition, inputs: BuildInputs, tag: str) -> Descriptor:
-    secrets = {name: await resolve_secret(ref, site.workspace.secrets) for name, ref in inputs.secrets.items()}
-    image = await engine.build_image(
+    secrets = {name: str(await resolve_secret(ref, site.workspace.secrets)) for name, ref in inputs.secrets.items()}
+    image = await build_image(
         inputs,
-        secrets={name: str(value) for name, value in secrets.items()},
+        secrets=secrets,
         logins=await _logins(site, definition),
         scratch=site.scratch,
         progress=site.progress,
     )
     try:
-        catalog = Catalog(site.catalog.repository)
-        return await engine.push_built(
-            image, site.built_repository, tag, site.scratch, catalog=catalog, on_bytes=site.progress.sent
-        )
+        async with AsyncExitStack() as stack:
+            known: dict[str, KnownLayer] = {}
+            for name in inputs.images():
+                known |= await _layers_of(site, definition, name, inputs, stack)
+            return await push_built(
+                image,
+                site.built_repository,
+                tag,
+                site.scratch,
+                catalog=site.catalog,
+                known=known,
+                progress=site.progress,
+            )
     finally:
-        await asyncio.shield(engine.remove_image(image))
+        await asyncio.shield(remove_image(image))
+
+
+async def _layers_of(
+    site: Site, definition: EnvironmentDefinition, image: str, inputs: BuildInputs, stack: AsyncExitStack
+) -> dict[str, KnownLayer]:
+    """The layers of an image that the build starts from, as its registry has them: they need not be compressed."""
+    location = ImageLocation.parse(image)
+    repository = await stack.enter_async_context(open_repository(site, definition, location))
+    try:
+        base = await load_base(repository, location.identifier, location.name, inputs.platform)
+    except (ImageError, NotFound) as error:
+        logger.info("the layers of %s are taken from the engine: %s", image, error)
+        return {}
+    return known_layers(base.manifest, base.config, base.repository)
 
 
 async def _digest_of(site: Site, definition: EnvironmentDefinition, image: str) -> str:

@@ -3,56 +3,31 @@
 `definition()` snapshots it as the frozen `EnvironmentDefinition`, which is what is hashed, built and registered.
 """
 
+import copy
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from prefect_environments.core import conversion
+from prefect_environments.core.conda_dependencies import CondaDependencies
 from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.errors import DefinitionError, NotSupportedYet
 from prefect_environments.core.formats import requirements as requirements_format
-from prefect_environments.core.formats.requirements import Requirements
 from prefect_environments.core.names import check_name
-from prefect_environments.core.secrets import SecretReference, SecretValue
+from prefect_environments.core.sections import DockerBuildContext, DockerSection, PythonSection, Section
+
+if TYPE_CHECKING:
+    from prefect_environments.core.checks import Finding
+    from prefect_environments.core.ready import ReadyImage
+    from prefect_environments.core.versions import VersionRecord
+    from prefect_environments.core.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class ContainerRegistrySection:
-    """Where a base image comes from, if not from a public registry or the workspace's own."""
-
-    address: str | None = None
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-    """A secret reference, or a value that came from a `Keyvault` or Secret block and remembers its reference."""
-
-
-@dataclass(slots=True)
-class DockerSection:
-    """`environment.docker`: the image to build on."""
-
-    base_image: str | None = None
-    base_dockerfile: str | None = None
-    build_context: str | None = None
-    platform: str = "linux/amd64"
-    base_image_registry: ContainerRegistrySection = field(default_factory=ContainerRegistrySection)
-
-
-@dataclass(slots=True)
-class PythonSection:
-    """`environment.python`: what is installed, and whether anything is."""
-
-    user_managed_dependencies: bool = False
-    interpreter_path: str | None = None
-    conda_dependencies: object | None = None
-    """A later release reads it; setting it is refused when the environment is defined."""
-    requirements: Requirements = field(default_factory=Requirements)
-    allow_source_builds: bool = False
-
-
-class Environment:
+class Environment(Section):
     """An ML environment: a base image, Python packages, and variables for the jobs that run in it.
 
     Example:
@@ -60,18 +35,49 @@ class Environment:
         env = Environment.from_pip_requirements("iris", "requirements.txt")
         env.docker.base_image = "registry.example.com/base/python:3.12"
         env.environment_variables["OMP_NUM_THREADS"] = "4"
+        env = env.register(workspace)
         ```
     """
 
-    __slots__ = ("description", "docker", "environment_variables", "name", "python", "tags")
+    __slots__ = (
+        "_digest",
+        "_reference",
+        "_version",
+        "allow_literal_secrets",
+        "asset_id",
+        "databricks",
+        "description",
+        "docker",
+        "environment_variables",
+        "extra",
+        "inferencing_stack_version",
+        "name",
+        "python",
+        "r",
+        "spark",
+        "tags",
+    )
 
     def __init__(self, name: str) -> None:
-        self.name = check_name(name)
+        self._fill(check_name(name))
+
+    def _fill(self, name: str) -> None:
+        self.name = name
         self.description = ""
         self.tags: dict[str, str] = {}
         self.environment_variables: dict[str, str] = {}
+        self.allow_literal_secrets = False
         self.docker = DockerSection()
         self.python = PythonSection()
+        self.spark: Any = None
+        """Kept as it came for `save_to_directory`, and ignored by builds; so are `databricks` and `r`."""
+        self.databricks: Any = None
+        self.r: Any = None
+        self.inferencing_stack_version: str | None = None
+        self.asset_id: str | None = None
+        self.extra: dict[str, Any] = {}
+        self._version: int | None = None
+        self._digest = self._reference = ""
 
     @classmethod
     def from_pip_requirements(cls, name: str, file_path: str | Path, pip_version: str | None = None) -> Self:
@@ -90,78 +96,229 @@ class Environment:
         environment.python.requirements = found
         return environment
 
+    @classmethod
+    def from_conda_specification(cls, name: str, file_path: str | Path) -> Self:
+        """An environment of a conda environment file. Raises `SpecificationError`, naming file and line."""
+        environment = cls(name)
+        conda = CondaDependencies(file_path)
+        for warning in conda.warnings:
+            logger.warning(warning)
+        environment.python.conda_dependencies = conda
+        return environment
+
+    @classmethod
+    def from_docker_image(
+        cls,
+        name: str,
+        image: str,
+        container_registry: object | None = None,
+        conda_specification: str | Path | None = None,
+        pip_requirements: str | Path | None = None,
+    ) -> Self:
+        """An environment on an image: as it is (user-managed), or with packages of a conda file or requirements file
+        on it. `container_registry` has address, username and password (a secret reference)."""
+        environment = cls._with_packages(name, conda_specification, pip_requirements)
+        environment.docker.base_image = image
+        if container_registry is not None:
+            environment.docker.base_image_registry = container_registry
+        return environment
+
+    @classmethod
+    def from_dockerfile(
+        cls,
+        name: str,
+        dockerfile: str | Path,
+        conda_specification: str | Path | None = None,
+        pip_requirements: str | Path | None = None,
+    ) -> Self:
+        """The same for the image that a Dockerfile describes: its path, or its text.
+
+        Raises `SpecificationError` for a path where no file is.
+        """
+        environment = cls._with_packages(name, conda_specification, pip_requirements)
+        environment.docker.base_dockerfile = dockerfile
+        return environment
+
+    @classmethod
+    def from_docker_build_context(cls, name: str, docker_build_context: DockerBuildContext) -> Self:
+        """The image that a Dockerfile in a folder or git repository describes, as it is (user-managed)."""
+        environment = cls._with_packages(name, None, None)
+        environment.docker.build_context = docker_build_context
+        return environment
+
+    @classmethod
+    def from_definition(cls, definition: EnvironmentDefinition) -> Self:
+        """The environment whose `definition()` equals `definition`."""
+        environment = cls.unchecked(definition.name)
+        conversion.fill(environment, definition)
+        return environment
+
+    @classmethod
+    def unchecked(cls, name: str) -> Self:
+        """An environment whose name is checked when it is defined: files may bring reserved ones."""
+        environment = cls.__new__(cls)
+        environment._fill(name)
+        return environment
+
+    @classmethod
+    def _with_packages(cls, name: str, conda: str | Path | None, pip: str | Path | None) -> Self:
+        if conda is not None and pip is not None:
+            raise DefinitionError(
+                "conda_specification and pip_requirements are both given; put the requirements into the conda file's "
+                "pip section (- pip: [-r requirements.txt])"
+            )
+        if conda is not None:
+            return cls.from_conda_specification(name, conda)
+        environment = cls(name) if pip is None else cls.from_pip_requirements(name, pip)
+        environment.python.user_managed_dependencies = pip is None
+        return environment
+
+    @property
+    def version(self) -> int | None:
+        """The registered version that this is; `None` for one that was made here or loaded from a file."""
+        return self._version
+
+    @property
+    def digest(self) -> str:
+        """The digest of a registered version's image."""
+        return self._digest
+
+    @property
+    def reference(self) -> str:
+        """`repository@sha256:…` of a registered version's image."""
+        return self._reference
+
+    def definition(self) -> EnvironmentDefinition:
+        """A frozen snapshot. Raises `DefinitionError` for what is wrong, such as a literal registry password."""
+        return conversion.to_definition(self)
+
+    def clone(self, new_name: str) -> Self:
+        """A copy under another name, which no later change of this one reaches. It is not registered."""
+        other = copy.deepcopy(self)
+        other.name = check_name(new_name)
+        other.extra.pop("version", None)
+        other._version, other._digest, other._reference = None, "", ""
+        return other
+
+    def check(self) -> "tuple[Finding, ...]":
+        """What is wrong or unwise, with advice; without a network."""
+        from prefect_environments.core.checks import check_environment  # noqa: PLC0415  # its tables are only for this
+
+        return check_environment(self)
+
+    def save_to_directory(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write the folder that Azure ML's SDK v1 reads, whole or not at all; see `formats.azureml_v1.save`."""
+        from prefect_environments.core.formats import azureml_v1  # noqa: PLC0415  # it knows this class
+
+        azureml_v1.save(self, Path(path), overwrite=overwrite)
+
+    @classmethod
+    def load_from_directory(cls, path: str | Path) -> Self:
+        """Read such a folder, from SDK v1 too; see `formats.azureml_v1.load`."""
+        from prefect_environments.core.formats import azureml_v1  # noqa: PLC0415  # it knows this class
+
+        return azureml_v1.load(cls, Path(path))
+
+    @classmethod
+    def load_from_yaml(cls, path: str | Path, name: str | None = None) -> Self:
+        """Read an environment of Azure ML v2 (YAML). `name` counts where the file has none."""
+        from prefect_environments.core.formats import azureml_v2  # noqa: PLC0415  # only where it is needed
+
+        return cls.from_definition(azureml_v2.read(path, name=name).definition)
+
+    def register(self, workspace: "Workspace") -> Self:
+        """Build the image if the registry lacks it, and record the version; gives the registered environment.
+
+        An unchanged environment gives the version that it has. Raises the errors of resolving, building and of the
+        registry; no version is there without its image.
+        """
+        from prefect_environments.core import registration  # noqa: PLC0415  # aiohttp and so on: only to build
+
+        return self._of(registration.register(workspace, self.definition()))
+
+    def build_local(
+        self,
+        workspace: "Workspace",
+        platform: str | None = None,
+        *,
+        useDocker: bool = True,  # noqa: N803 - the names of SDK v1
+        pushImageToWorkspaceAcr: bool = True,  # noqa: N803
+    ) -> "ReadyImage":
+        """Build and register from this machine, or find what is there. The image goes into the workspace's registry
+        whatever `pushImageToWorkspaceAcr` says: it is made there. Raises `NotSupportedYet` without `useDocker`."""
+        from prefect_environments.core import registration  # noqa: PLC0415  # aiohttp and so on: only to build
+
+        if not useDocker:
+            raise NotSupportedYet(
+                "build_local(useDocker=False) makes a conda environment on this machine, which this release does not; "
+                "leave useDocker out: images are made without Docker where no Dockerfile asks for it"
+            )
+        wanted = copy.deepcopy(self) if platform else self
+        if platform:
+            wanted.docker.platform = platform
+        return registration.details(workspace, registration.register(workspace, wanted.definition()))
+
+    def build(self, workspace: "Workspace", *_: object, **__: object) -> None:
+        """Not yet there: a remote build. `register` builds, and returns when the image is ready."""
+        raise NotSupportedYet(
+            f"a remote build of {self.name!r} comes with a later release; register(workspace) builds the image here "
+            "and returns when it is ready, so that there is nothing to wait for"
+        )
+
+    def get_image_details(self, workspace: "Workspace") -> "ReadyImage":
+        """The image of a registered version, or of the version that this environment equals.
+
+        Raises `VersionNotFound` for one that is not registered, `NotFound` if its image is gone.
+        """
+        from prefect_environments.core import registration  # noqa: PLC0415  # aiohttp and so on: only here
+
+        record = registration.find(workspace, self.definition(), self._version)
+        return registration.details(workspace, record)
+
+    @classmethod
+    def get(cls, workspace: "Workspace", name: str, version: int | str | None = None, label: str | None = None) -> Self:
+        """A registered environment: the version asked for, else the newest. Raises `VersionNotFound`."""
+        from prefect_environments.core import registration  # noqa: PLC0415  # aiohttp and so on: only here
+
+        if version is not None and label is not None:
+            raise DefinitionError("version and label are both given; give one of them")
+        if label is not None and label.lower() != "latest":
+            raise NotSupportedYet(f"the label {label!r:.80}: labels come with a later release; give a version")
+        return cls._of(registration.get(workspace, name, version))
+
+    @classmethod
+    def list(cls, workspace: "Workspace") -> "dict[str, Self]":
+        """The newest version of every environment, by name."""
+        from prefect_environments.core import registration  # noqa: PLC0415  # aiohttp and so on: only here
+
+        return {record.name: cls._of(record) for record in registration.newest(workspace)}
+
+    @staticmethod
+    def add_private_pip_wheel(workspace: "Workspace", file_path: str | Path, exist_ok: bool = False) -> str:
+        """Keep a wheel in the workspace's registry; gives the requirement that names it by its sha256.
+
+        Example:
+            ```python
+            line = Environment.add_private_pip_wheel(workspace, "dist/ours-1.0-py3-none-any.whl", exist_ok=True)
+            env.python.conda_dependencies.add_pip_package(line)
+            ```
+        Raises `AlreadyExists` for one that is there already, unless `exist_ok`, and `PackageError` for no wheel.
+        """
+        from prefect_environments.core import registration  # noqa: PLC0415  # aiohttp and so on: only here
+
+        return registration.add_wheel(workspace, Path(file_path), exist_ok=exist_ok)
+
+    @classmethod
+    def _of(cls, record: "VersionRecord") -> Self:
+        environment = cls.from_definition(EnvironmentDefinition(**record.definition))
+        environment._version, environment._digest = record.version or None, record.digest
+        environment._reference = record.reference
+        return environment
+
     def __repr__(self) -> str:
-        return f"Environment(name={self.name!r}, base_image={self.docker.base_image!r})"
+        version = f", version={self._version}" if self._version else ""
+        return f"Environment(name={self.name!r}{version}, base_image={self.docker.base_image!r})"
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         """Pairs of the definition's fields, as pydantic's models give: `dict(environment)` is its stored form."""
         return iter(self.definition().model_dump(mode="json").items())
-
-    def definition(self) -> EnvironmentDefinition:
-        """A frozen snapshot. Raises `DefinitionError` for what is wrong, such as a literal registry password."""
-        if self.python.conda_dependencies is not None:
-            raise NotSupportedYet(
-                f"the environment {self.name!r} sets python.conda_dependencies, but conda environments are not built "
-                "by this release; use from_pip_requirements"
-            )
-        found = self.python.requirements
-        if not isinstance(found, Requirements):
-            raise DefinitionError(
-                f"python.requirements is what Environment.from_pip_requirements read, got {type(found).__name__}; for "
-                "lines in Python use EnvironmentDefinition(name=…, requirements=[…])"
-            )
-        return EnvironmentDefinition(
-            name=self.name,
-            description=self.description,
-            tags=dict(self.tags),
-            environment_variables={name: _as_stored(v) for name, v in self.environment_variables.items()},
-            base_image=_base_image(self.docker),
-            base_image_username=_as_stored(self.docker.base_image_registry.username or ""),
-            base_image_password=_password(self.docker.base_image_registry.password),
-            platform=self.docker.platform,
-            requirements=found.packages,
-            constraints=found.constraints,
-            index_url=found.index_url or "",
-            extra_index_urls=found.extra_index_urls,
-            find_links=found.find_links,
-            no_index=found.no_index,
-            pre=found.pre,
-            only_binary=found.only_binary,
-            require_hashes=found.require_hashes,
-            allow_source_builds=self.python.allow_source_builds,
-            dockerfile=self.docker.base_dockerfile or "",
-            build_context=self.docker.build_context or "",
-            user_managed=self.python.user_managed_dependencies,
-            interpreter_path=self.python.interpreter_path or "",
-        )
-
-
-def _as_stored(value: object) -> str:
-    """A value that came from a secret store as its reference; anything else as text."""
-    if isinstance(value, SecretValue):
-        return str(value.reference)
-    if not isinstance(value, str):
-        raise DefinitionError(f"variables and credentials are text, got {type(value).__name__}; quote the value")
-    return value
-
-
-def _password(value: str | None) -> str:
-    stored = _as_stored(value or "")
-    if stored and not SecretReference.is_reference(stored):
-        raise DefinitionError(
-            "docker.base_image_registry.password is a literal value, which would be stored; use a reference "
-            '("secret:NAME" for a Prefect Secret block), or a value from a key vault block'
-        )
-    return stored
-
-
-def _base_image(docker: DockerSection) -> str:
-    """The base image's full reference; a leading slash is joined to the registry's address, as in Azure ML."""
-    image, address = docker.base_image or "", docker.base_image_registry.address
-    for name, value in (("base_image", image), ("base_image_registry.address", address or "")):
-        if not isinstance(value, str):
-            raise DefinitionError(f"docker.{name} must be text, got {type(value).__name__}: is there a stray comma?")
-    if not address or not image:
-        return image
-    host = address.removeprefix("https://").rstrip("/")
-    return image if image.startswith(f"{host}/") else f"{host}/{image.lstrip('/')}"

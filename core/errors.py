@@ -22,6 +22,7 @@ PrefectEnvironmentsError
 ├── VersionError                 registered versions: not found, altered, or not writable
 │   └── VersionNotFound          no such name, version or label
 └── StorageError                 a local folder (cache, image layout) cannot be used
+    └── AlreadyExists            what is to be written is there already, and was not to be replaced
 """
 
 from prefect_environments.core.redact import redact
@@ -124,3 +125,7 @@ class VersionNotFound(VersionError):
 
 class StorageError(PrefectEnvironmentsError):
     """A local folder (cache or image layout) cannot be used."""
+
+
+class AlreadyExists(StorageError, FileExistsError):
+    """What is to be written is there already; scripts for Azure ML's SDK v1 expect a `FileExistsError`."""

@@ -48,7 +48,7 @@ def definition_hash(
         "conda-channels": list(definition.conda_channels),
         "conda-dependencies": sorted(definition.conda_dependencies),
         "dockerfile": definition.dockerfile,
-        "build-context": definition.build_context,
+        "build-context": _context(definition),
         "user-managed": definition.user_managed,
     }
     later = {
@@ -64,6 +64,18 @@ def definition_hash(
     }
     counted.update({key: value for key, value in later.items() if value})  # as hashes were before they existed
     return canonical.digest(counted)
+
+
+def _context(definition: EnvironmentDefinition) -> str:
+    """A git context as it is named, by commit; a folder by what a build sees of it."""
+    if not definition.build_context:
+        return ""
+    from prefect_environments.core.build.docker.checkout import GitContext  # noqa: PLC0415
+    from prefect_environments.core.build.docker.context import context_digest  # noqa: PLC0415
+
+    if GitContext.is_git(definition.build_context):
+        return definition.build_context
+    return context_digest(Path(definition.build_context), definition.dockerfile_path or "Dockerfile")
 
 
 def image_hash(lock: Lock) -> str:

@@ -12,20 +12,28 @@ DOCUMENT_NAME_LIMIT = 120
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SEPARATORS = re.compile(r"[._-]+")
 _RESERVED = ("microsoft", "azureml")
+_CURATED = frozenset({"AzureML-gradient-boosting", "AzureML-sklearn", "AzureML-torch"})
+"""Names of the definitions in core/curated, which the steps register as they are and in no other form."""
 _PREFIX_LIMIT = 100  # leaves room for `--v` and 17 digits within DOCUMENT_NAME_LIMIT
 _HASH_DIGITS = 16
 
 
 def check_name(name: object) -> str:
     """`name` if it may name an environment: 1-128 of `[A-Za-z0-9._-]`, starting with a letter or digit, and not
-    one of the reserved `Microsoft*` and `AzureML*` (matched without case); else `NameNotAllowed`."""
+    one of the reserved `Microsoft*` and `AzureML*` (matched without case) unless it is that of a curated environment;
+    else `NameNotAllowed`."""
     checked = _checked(name, "an environment name", ENVIRONMENT_NAME_LIMIT)
-    if checked.lower().startswith(_RESERVED):
+    if checked.lower().startswith(_RESERVED) and not is_curated(checked):
         raise NameNotAllowed(
             f"the environment name {checked!r} is reserved: names that start with Microsoft or AzureML belong to "
             "curated environments; choose another, such as 'my-" + checked + "'"
         )
     return checked
+
+
+def is_curated(name: str) -> bool:
+    """Whether a curated environment has this name."""
+    return name in _CURATED
 
 
 def check_workspace_name(name: object) -> str:

@@ -8,6 +8,7 @@ from prefect_environments.core.bases import open_base
 from prefect_environments.core.build import recipe
 from prefect_environments.core.build.base import BaseImage
 from prefect_environments.core.build.inspect import check_interpreter, inspect_base
+from prefect_environments.core.build.private_wheels import PrivateWheelResolver
 from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.errors import DefinitionError, NotFound, ResolveError
 from prefect_environments.core.extend import Effective, effective
@@ -157,7 +158,8 @@ async def _pip(site: Site, plan: _Plan, base: LockedBase, held: Lock | None, *, 
         return Lock(base, plan.target, (), conda=plan.conda)
     check_python(plan.definition.requires_python, plan.target, f"the environment {plan.definition.name!r}")
     site.progress.step("resolve")
-    resolver: Resolver = UvResolver(wheel_store=site.wheel_store, scratch=site.cache / "resolve")
+    uv = UvResolver(wheel_store=site.wheel_store, scratch=site.cache / "resolve")
+    resolver: Resolver = PrivateWheelResolver(uv, site.wheel_store, site.cache / "private-wheels")
     request = replace(_request(site, plan, base), preferences=held, upgrade=upgrade)
     kept = _kept(plan.conda)
     try:

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version as installed_version
 from typing import TYPE_CHECKING, Any
 
-from prefect_environments.core import attachments, hashes
+from prefect_environments.core import attachments, curated, hashes
 from prefect_environments.core.build import recipe
 from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.errors import NotFound, VersionNotFound
 from prefect_environments.core.lock.model import Lock
+from prefect_environments.core.names import is_curated
 from prefect_environments.core.oci.descriptor import Descriptor
 from prefect_environments.core.ready import ReadyImage
 from prefect_environments.core.site import Site, open_repository
@@ -52,6 +53,7 @@ async def find_registered(site: Site, definition: EnvironmentDefinition) -> Read
     Costs one request to the registry. A changed environment variable, description or tag makes a new version of
     the same image. `None` means that there is work to do. Raises the registry's errors: unreachable is no answer.
     """
+    curated.check_unchanged(definition)
     wanted = definition_hash(site.workspace, definition)
     newest = await site.workspace.versions.newest(definition.name)
     if newest is None:
@@ -81,6 +83,7 @@ async def resolve(site: Site, definition: EnvironmentDefinition, *, upgrade: boo
     """
     from prefect_environments.core import resolving  # noqa: PLC0415
 
+    curated.check_unchanged(definition)
     return await resolving.resolve(site, definition, upgrade=upgrade)
 
 
@@ -101,6 +104,7 @@ async def register(
 
     Raises `NotFound` where the image is not in the registry: there is no version without its image.
     """
+    curated.check_unchanged(definition)
     if not await _exists(site, definition, built.reference):
         raise NotFound(f"{built.reference} is not in the registry; build it first")
     attached = await attachments.attach(site.repository(definition.name), built.descriptor, definition, built.lock)
@@ -139,6 +143,11 @@ async def _exists(site: Site, definition: EnvironmentDefinition, reference: str)
         return await repository.find_manifest(location.identifier) is not None
 
 
+async def has_image(site: Site, record: VersionRecord) -> bool:
+    """Whether the registry still has the image of a version, by one request."""
+    return await _exists(site, EnvironmentDefinition(**record.definition), record.reference)
+
+
 async def inherited_variables(site: Site, definition: EnvironmentDefinition) -> dict[str, str]:
     """The variables of an environment, with those of the environments that it extends below them."""
     if not definition.extends:
@@ -161,15 +170,37 @@ async def _equal_version(workspace: Workspace, newest: VersionRecord, draft: Ver
 
 
 async def find_version(workspace: Workspace, name: str, version: int | None = None) -> VersionRecord:
-    """A registered version, the newest without a number. Raises `VersionNotFound` that names what there is."""
+    """A registered version, the newest without a number. Raises `VersionNotFound` that names what there is.
+
+    A curated environment that nobody has built has a version too, with an empty `reference`.
+    """
+    newest = await workspace.versions.newest(name) if version is None or is_curated(name) else None
+    unbuilt = _unbuilt(workspace, name, newest)
+    if unbuilt is not None and version in (None, unbuilt.version):
+        return unbuilt
     if version is not None:
         return await workspace.versions.get(name, version)
-    newest = await workspace.versions.newest(name)
     if newest is None:
         known = sorted(record.name for record in await workspace.versions.names())
         there = f"it has {', '.join(known[:20])}" if known else "it has none yet"
         raise VersionNotFound(f"the workspace {workspace.name!r} has no environment {name!r}; {there}")
     return newest
+
+
+async def newest_versions(workspace: Workspace) -> list[VersionRecord]:
+    """The newest version of every environment by name, curated ones among them, also those that nobody has built."""
+    newest = {record.name: record for record in await workspace.versions.names()}
+    unbuilt = [_unbuilt(workspace, name, newest.get(name)) for name in curated.environments()]
+    newest |= {record.name: record for record in unbuilt if record}
+    return sorted(newest.values(), key=lambda record: record.name.lower())
+
+
+def _unbuilt(workspace: Workspace, name: str, newest: VersionRecord | None) -> VersionRecord | None:
+    """The curated environment of this name, where its definition is not the newest version's."""
+    if not is_curated(name):
+        return None
+    definition = curated.get(name)
+    return curated.unbuilt_version(definition, newest, workspace.name, definition_hash(workspace, definition))
 
 
 def ready_image(record: VersionRecord, built: BuiltImage, seconds: Mapping[str, float]) -> ReadyImage:

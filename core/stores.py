@@ -5,7 +5,6 @@ from pathlib import Path
 
 from prefect_environments.core.distribution.credentials import Credentials, CredentialSource, DockerConfig
 from prefect_environments.core.distribution.reference import Reference
-from prefect_environments.core.distribution.registry import Registry
 from prefect_environments.core.errors import DefinitionError
 from prefect_environments.core.oci.layout import Layout
 from prefect_environments.core.oci.repository import Repository, Store
@@ -47,6 +46,9 @@ async def open_store(settings: RegistrySettings, secrets: SecretStore) -> Store:
     """The store of an address, secret references resolved; close it after use."""
     if settings.folder is not None:
         return Layout(settings.folder)
+    # an image-layout folder needs no HTTP client, which takes longer to load than a warm build takes
+    from prefect_environments.core.distribution.registry import Registry  # noqa: PLC0415
+
     resolved = await settings.resolved(secrets)
     credentials: Credentials | CredentialSource = DockerConfig()
     if resolved.username is not None and resolved.password is not None:
@@ -54,10 +56,17 @@ async def open_store(settings: RegistrySettings, secrets: SecretStore) -> Store:
     return Registry(
         resolved.address,
         credentials=credentials,
-        plain_http=True if resolved.plain_http else None,
+        plain_http=_plain_http(resolved),
         ca_file=Path(resolved.ca_file) if resolved.ca_file else None,
         limits=resolved.limits,
     )
+
+
+def _plain_http(settings: RegistrySettings) -> bool | None:
+    """`None` leaves it to the address: this machine's own has no TLS, unless there are authorities for it."""
+    if settings.plain_http:
+        return True
+    return False if settings.ca_file else None
 
 
 def reference_of(repository: Repository, digest: str) -> str:

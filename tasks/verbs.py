@@ -9,7 +9,8 @@ from prefect.runtime import flow_run
 
 from prefect_environments.blocks import ContainerRegistry, EnvironmentVersion, Workspace
 from prefect_environments.blocks.secrets import PrefectSecretStore
-from prefect_environments.core import hashes, loop, steps
+from prefect_environments.core import hashes, looking, loop, steps
+from prefect_environments.core.build.inspection import ImageReport
 from prefect_environments.core.copy import copy_image
 from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.environment import Environment
@@ -17,7 +18,7 @@ from prefect_environments.core.lock.model import Lock
 from prefect_environments.core.ready import ReadyImage
 from prefect_environments.core.steps import BuiltImage
 from prefect_environments.core.versions import VersionRecord
-from prefect_environments.tasks.report import run_progress
+from prefect_environments.tasks.report import report_image, run_progress
 from prefect_environments.tasks.site import at, is_transient
 
 Definition = EnvironmentDefinition | Environment
@@ -90,8 +91,30 @@ def get_environment(name: str, workspace: Workspace, version: int | None = None)
 
 
 @task(name="list-environments", **_quiet)
-def list_environments(workspace: Workspace, name: str | None = None) -> list[EnvironmentVersion]:
-    """The newest version of every environment, or every version of one."""
-    versions = workspace.versions
-    found: Coroutine[Any, Any, list[VersionRecord]] = versions.versions(name) if name else versions.names()
+def list_environments(workspace: Workspace, name: str | None = None, curated: bool = False) -> list[EnvironmentVersion]:
+    """The newest version of every environment, or every version of one.
+
+    With `curated`, also the curated environments that nobody has built yet: their `reference` is empty.
+    """
+    found: Coroutine[Any, Any, list[VersionRecord]]
+    if name:
+        found = workspace.versions.versions(name)
+    else:
+        found = steps.newest_versions(workspace) if curated else workspace.versions.names()
     return [EnvironmentVersion.from_record(record) for record in loop.run(found)]
+
+
+@task(name="inspect-image", **_network)
+def inspect_image(
+    image: str, workspace: Workspace, platform: str = "linux/amd64", username: str = "", password: str = ""
+) -> ImageReport:
+    """What is in an image: interpreters, libc, system, and what Azure ML asks of a base image. No container is run.
+
+    `password` is a secret reference. What was found is kept in the workspace's registry by the image's digest.
+    """
+    report = at(
+        workspace,
+        lambda site: looking.look_inside(site, image, username=username, password=password, platform=platform),
+    )
+    report_image(report)
+    return report

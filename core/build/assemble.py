@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from prefect_environments.core import files
 from prefect_environments.core.build import catalog as catalogs
-from prefect_environments.core.build import recipe
+from prefect_environments.core.build import recipe, tar
 from prefect_environments.core.build.base import BaseImage
 from prefect_environments.core.build.catalog import Catalog
 from prefect_environments.core.build.fetch import WheelCache
@@ -26,7 +26,7 @@ from prefect_environments.core.build.transfer import copy_blob, shared_path
 from prefect_environments.core.build.wheel import Wheel
 from prefect_environments.core.concurrency import both, gather
 from prefect_environments.core.errors import NotFound, RegistryError
-from prefect_environments.core.lock.model import Lock, LockedPackage
+from prefect_environments.core.lock.model import Lock
 from prefect_environments.core.oci import descriptor as types
 from prefect_environments.core.oci.append import AddedLayer, Image, append
 from prefect_environments.core.oci.descriptor import Descriptor
@@ -62,14 +62,17 @@ class Assembled:
     layers: tuple[LayerReport, ...]
     overlaps: tuple[Overlap, ...]
     bytes_sent: int
+    not_run: tuple[str, ...] = ()
+    """Scripts of conda packages in layers that were built now, as `package: path`. Nothing runs them in an image."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Contents:
-    """The paths in a layer by package, and the overlaps among these packages."""
+    """The paths in a layer by package, the overlaps among these packages, and the scripts that are not run."""
 
     overlaps: list[Overlap]
     paths: dict[str, list[str]]
+    not_run: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -127,17 +130,20 @@ class Assembler:
             self.base.manifest,
             self.base.config,
             [skeleton[0], *(layer for layer, _ in layers)],
-            environment=environment(self.base),
+            environment=environment(self.base, conda=bool(lock.conda)),
             annotations={BASE_NAME: lock.base.name, BASE_DIGEST: lock.base.digest},
         )
         check_image(image.manifest, image.config)
         await self._send_bytes(image.manifest.config, image.config)
         await self.target.put_manifest(image.content, types.IMAGE_MANIFEST, tag=tag)
         reports = (*bases, skeleton[1], *(report for _, report in layers))
-        return Assembled(image, reports, self._overlaps(planned), self._sent)
+        not_run = tuple(told for x in planned if x.key in self._built for told in self._built[x.key].not_run)
+        for told in not_run:
+            logger.warning("%s is not run: an image neither installs nor activates its conda packages", told)
+        return Assembled(image, reports, self._overlaps(planned), self._sent, not_run)
 
     def _announce(self, planned: list[PlannedLayer]) -> None:
-        wanted = [p for layer in planned if layer.key not in self.known for p in layer.packages]
+        wanted = [p for layer in planned if layer.key not in self.known for p in layer.contents]
         missing = [p for p in wanted if not self.wheels.has(p)]
         self.progress.planned(len(planned), sum(p.size or 0 for p in missing))
 
@@ -149,11 +155,12 @@ class Assembler:
         return LayerReport(f"base {layer.digest[7:19]}", layer.size, not sent)
 
     async def _skeleton(self, lock: Lock) -> tuple[AddedLayer, LayerReport]:
-        key, title = skeleton_key(lock), f"empty environment for Python {lock.target.python}"
+        title = "empty conda environment" if lock.conda else f"empty environment for Python {lock.target.python}"
+        key = skeleton_key(lock)
         if key in self.known:
             return self.known[key], LayerReport(title, self.known[key].descriptor.size, True)
         with files.storage("writing a layer", self.scratch), files.temporary_file(self.scratch) as file:
-            blob = write_skeleton(lock.target, file)
+            blob = write_skeleton(lock.target, file, conda=bool(lock.conda))
             file.flush()
             layer = catalogs.annotated(key, blob, title)
             await self._all_checked.wait()
@@ -161,7 +168,7 @@ class Assembler:
         return layer, LayerReport(title, blob.size, not sent)
 
     async def _package_layer(self, lock: Lock, planned: PlannedLayer) -> tuple[AddedLayer, LayerReport]:
-        names = tuple(f"{p.name} {p.version}" for p in planned.packages)
+        names = tuple(f"{p.name} {p.version}" for p in planned.contents)
         layer = self.known.get(planned.key) or await self._from_catalog(planned)
         reused = layer is not None
         if reused:
@@ -185,11 +192,13 @@ class Assembler:
         return layer
 
     async def _build_layer(self, lock: Lock, planned: PlannedLayer) -> AddedLayer:
-        paths = await gather(self.wheels.get(package) for package in planned.packages)
-        given = list(zip(planned.packages, paths, strict=True))
+        paths = await gather(self.wheels.get(package) for package in planned.contents)
         with files.storage("writing a layer", self.scratch), files.temporary_file(self.scratch) as file:
             async with self._converting:
-                blob, self._built[planned.key] = await asyncio.to_thread(_convert, given, lock, file)
+                convert = _convert_conda if planned.conda else _convert
+                blob, self._built[planned.key] = await asyncio.to_thread(
+                    convert, planned, paths, lock, file, self.scratch
+                )
             file.flush()
             self._checked(planned)
             await self._all_checked.wait()
@@ -222,6 +231,7 @@ class Assembler:
             found += built.overlaps
             own = [(path, name) for name, paths in built.paths.items() for path in paths]
             found += [Overlap(path, owners[path], name) for path, name in own if path in owners]
+            found += _below(owners, built.paths)
             owners |= own
         return tuple(found)
 
@@ -230,10 +240,12 @@ class Assembler:
         self.progress.sent(size)
 
 
-def _convert(given: list[tuple[LockedPackage, Path]], lock: Lock, file: BinaryIO) -> tuple[LayerBlob, _Contents]:
+def _convert(
+    planned: PlannedLayer, paths: list[Path], lock: Lock, file: BinaryIO, _: Path
+) -> tuple[LayerBlob, _Contents]:
     with ExitStack() as stack:
         wheels = []
-        for package, path in given:
+        for package, path in zip(planned.packages, paths, strict=True):
             wheel = Wheel.open(path, package.filename, lock.target)
             stack.callback(wheel.close)
             wheels.append((package.name, wheel))
@@ -241,16 +253,37 @@ def _convert(given: list[tuple[LockedPackage, Path]], lock: Lock, file: BinaryIO
         return blob, _Contents(overlaps, {name: list(wheel.contents) for name, wheel in wheels})
 
 
-def environment(base: BaseImage) -> dict[str, str | None]:
-    """The variables of the image: the environment first on `PATH`, nothing of the base's Python visible in it."""
+def _convert_conda(
+    planned: PlannedLayer, paths: list[Path], lock: Lock, file: BinaryIO, scratch: Path
+) -> tuple[LayerBlob, _Contents]:
+    from prefect_environments.core.build.conda import write_conda  # noqa: PLC0415  # rattler: only for conda
+
+    given = list(zip(planned.conda, paths, strict=True))
+    done = write_conda(given, lock.target.python_minor, file, scratch, planned.replaced)
+    not_run = tuple(f"{name}: {path}" for name, path in done.not_run)
+    return done.blob, _Contents(done.overlaps, done.paths, not_run)
+
+
+def environment(base: BaseImage, *, conda: bool = False) -> dict[str, str | None]:
+    """The variables of the image: the environment first on `PATH`, nothing of the base's Python visible in it.
+
+    With `conda`, it is the active conda environment, and no venv is.
+    """
     own = f"{recipe.PREFIX}/bin"
     path = [place for place in base.config.environment.get("PATH", DEFAULT_PATH).split(":") if place != own]
     return {
         "PATH": ":".join([own, *path]),
-        "VIRTUAL_ENV": recipe.PREFIX,
+        "VIRTUAL_ENV": None if conda else recipe.PREFIX,
         "PYTHONPATH": None,
         "PYTHONHOME": None,
+        **({"CONDA_PREFIX": recipe.PREFIX, "CONDA_DEFAULT_ENV": recipe.PREFIX} if conda else {}),
     }
+
+
+def _below(owners: Mapping[str, str], paths: Mapping[str, list[str]]) -> list[Overlap]:
+    """Files and links of lower layers that become folders, such as a link that another package's files lie behind."""
+    found = [(path, name) for name, own in paths.items() for path in sorted(tar.parents(own) & owners.keys())]
+    return [Overlap(path, owners[path], name) for path, name in found]
 
 
 def known_layers(manifest: ImageManifest) -> tuple[dict[str, AddedLayer], frozenset[str]]:

@@ -3,14 +3,16 @@
 Raise `VERSION` whenever the same lock would give other bytes: it enters every layer key and every image hash.
 """
 
-from prefect_environments.core.lock.model import LockedPackage
+from prefect_environments.core.lock.model import LockedCondaPackage, LockedPackage
 from prefect_environments.core.lock.target import Target
 
 VERSION = 1
 CODEC = "deflate 0.9.0, level 1"
 """What compresses the files that come to us uncompressed, such as bytecode; see `deflate.py`."""
+LINKER = "py-rattler 0.28.0"
+"""What puts the prefix into conda packages and writes their scripts; see `conda/link.py`."""
 PREFIX = "/opt/env"
-"""Where the environment is in the image: a venv (PEP 405)."""
+"""Where the environment is in the image: a venv (PEP 405), or a conda environment."""
 
 INSTALLER = "prefect-environments"
 
@@ -36,5 +38,29 @@ def layer_inputs(packages: tuple[LockedPackage, ...], target: Target) -> dict[st
 
 
 def skeleton_inputs(target: Target) -> dict[str, object]:
-    """All that the first layer (the empty venv) depends on."""
+    """All that the first layer depends on, where it is a venv."""
     return {"recipe": VERSION, "prefix": PREFIX, "python": target.python, "interpreter": target.interpreter}
+
+
+def conda_skeleton_inputs() -> dict[str, object]:
+    """All that the first layer depends on, where it is a conda environment."""
+    return {"recipe": VERSION, "kind": "conda", "prefix": PREFIX}
+
+
+def conda_inputs(
+    packages: tuple[LockedCondaPackage, ...], python: str, replaced: frozenset[str] = frozenset()
+) -> dict[str, object]:
+    """All that a layer of conda packages depends on; `replaced` names those whose distribution pip's replaces.
+
+    The Python minor counts for noarch packages only, which are installed for it.
+    """
+    noarch = any(package.subdir == "noarch" for package in packages)
+    return {
+        "recipe": VERSION,
+        "kind": "conda",
+        "prefix": PREFIX,
+        "codec": CODEC,
+        "linker": LINKER,
+        "python": python if noarch or replaced else "",
+        "packages": [[*package.identity(), package.name in replaced] for package in packages],
+    }

@@ -1,14 +1,18 @@
 """Blobs from one place to another: not at all where they are there, by mount where that is possible, else streamed."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from prefect_environments.core import files
-from prefect_environments.core.errors import NotFound
+from prefect_environments.core.errors import DigestMismatch, NotFound
 from prefect_environments.core.oci.descriptor import Descriptor
 from prefect_environments.core.oci.layout import LayoutRepository
 from prefect_environments.core.oci.repository import Repository
+
+logger = logging.getLogger(__name__)
 
 
 async def copy_blob(
@@ -28,10 +32,24 @@ async def copy_blob(
     if isinstance(source, LayoutRepository):
         return await target.write_blob(descriptor, source.layout.blob_path(descriptor.digest), on_bytes=on_bytes)
     with files.storage("copying a layer", scratch), files.temporary_file(scratch) as file:
-        async for chunk in source.read_blob(descriptor):
-            await asyncio.to_thread(file.write, chunk)
+        await _download(descriptor, source, file)
         file.flush()
         return await target.write_blob(descriptor, Path(file.name), on_bytes=on_bytes)
+
+
+async def _download(descriptor: Descriptor, source: Repository, file: BinaryIO) -> None:
+    """A blob's verified bytes in a file; read once more where they were wrong, perhaps only on their way."""
+    for last in (False, True):
+        try:
+            async for chunk in source.read_blob(descriptor):
+                await asyncio.to_thread(file.write, chunk)
+            return
+        except DigestMismatch as error:
+            if last:
+                raise
+            logger.warning("a layer came damaged, fetching it once more: %s", error)
+        file.seek(0)
+        file.truncate()
 
 
 async def _has(repository: Repository, blob: Descriptor) -> bool:

@@ -77,7 +77,8 @@ class _Installation:
         }
         python = f"python{target.python_minor}"
         self.files = {
-            f"{prefix}/{name}" for name in ("pyvenv.cfg", "lib64", "bin/python", "bin/python3", f"bin/{python}")
+            f"{prefix}/{name}"
+            for name in ("pyvenv.cfg", "conda-meta", "lib64", "bin/python", "bin/python3", f"bin/{python}")
         }
         """Paths of the environment itself that must stay what they are, its links and settings."""
         self.folders = parents([*self.files, f"{self.site_packages}/x", f"{prefix}/include/site/{python}/x"])

@@ -9,19 +9,31 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prefect_environments.blocks import ContainerRegistry as ContainerRegistry
     from prefect_environments.blocks import Workspace as Workspace
+    from prefect_environments.core.conda_dependencies import CondaDependencies as CondaDependencies
     from prefect_environments.core.definition import EnvironmentDefinition as EnvironmentDefinition
     from prefect_environments.core.environment import Environment as Environment
     from prefect_environments.core.ready import ReadyImage as ReadyImage
+    from prefect_environments.core.sections import DockerBuildContext as DockerBuildContext
 
 _WHERE = {
+    "CondaDependencies": "prefect_environments.core.conda_dependencies",
     "ContainerRegistry": "prefect_environments.blocks",
+    "DockerBuildContext": "prefect_environments.core.sections",
     "Environment": "prefect_environments.core.environment",
     "EnvironmentDefinition": "prefect_environments.core.definition",
     "ReadyImage": "prefect_environments.core.ready",
     "Workspace": "prefect_environments.blocks",
 }
 
-__all__ = ["ContainerRegistry", "Environment", "EnvironmentDefinition", "ReadyImage", "Workspace"]
+__all__ = [
+    "CondaDependencies",
+    "ContainerRegistry",
+    "DockerBuildContext",
+    "Environment",
+    "EnvironmentDefinition",
+    "ReadyImage",
+    "Workspace",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,15 +4,37 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from prefect_environments.core.conda_dependencies import CondaDependencies
 from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.environment import Environment
-from prefect_environments.core.errors import DefinitionError, NameNotAllowed, NotSupportedYet, RequirementsError
+from prefect_environments.core.errors import (
+    DefinitionError,
+    NameNotAllowed,
+    NotSupportedYet,
+    RequirementsError,
+    SpecificationError,
+)
+from prefect_environments.core.formats.requirements import Requirements
 from prefect_environments.core.secrets import SecretReference, SecretValue
+from prefect_environments.core.sections import DockerBuildContext
 
+CONDA_FILE = """\
+name: ours
+channels: [pytorch, nodefaults]
+dependencies:
+  - python=3.7.*
+  - pytorch::pytorch   >=2
+  - pip:
+      - mlflow==2.9
+      - --extra-index-url https://packages.example.com/simple
+variables:
+  LEVEL: 3.10
+"""
 PLANTED = "hunter2-planted"
 SECRET = SecretValue(PLANTED, SecretReference.parse("secret:registry"))
 
@@ -20,7 +42,6 @@ SECRET = SecretValue(PLANTED, SecretReference.parse("secret:registry"))
 def test_the_attribute_paths_of_v1_are_there_and_reach_the_definition() -> None:
     environment = Environment("train")
     environment.docker.base_image = "python:3.12-slim"
-    environment.docker.base_dockerfile = "FROM scratch"
     environment.docker.base_image_registry.address = "registry.example.com"
     environment.docker.base_image_registry.username = "ann"
     environment.docker.base_image_registry.password = "secret:registry"
@@ -38,7 +59,6 @@ def test_the_attribute_paths_of_v1_are_there_and_reach_the_definition() -> None:
         base_image="registry.example.com/python:3.12-slim",
         base_image_username="ann",
         base_image_password="secret:registry",
-        dockerfile="FROM scratch",
         user_managed=True,
         interpreter_path="/usr/bin/python3",
     )
@@ -164,7 +184,6 @@ def test_a_base_image_is_joined_to_its_registrys_address(
         ("docker.base_image_registry.address", ("registry.example.com",), "address must be text, got tuple.*comma"),
         ("docker.base_image_registry.password", ("secret:x",), "text, got tuple"),
         ("docker.base_dockerfile", ("FROM x",), "dockerfile: Input should be a valid string"),
-        ("python.requirements", ["pandas"], "from_pip_requirements read, got list; .*EnvironmentDefinition"),
         ("environment_variables", {"THREADS": 4}, "text, got int; quote the value"),
         ("environment_variables", {"THREADS": ("4",)}, "text, got tuple"),
     ],
@@ -197,8 +216,235 @@ except AttributeError as error:
     assert done.stdout == "module 'prefect_environments' has no attribute 'Nothing'\n", done.stderr
 
 
-def test_conda_dependencies_can_be_set_and_are_refused_by_name() -> None:
-    env = Environment("train")
-    env.python.conda_dependencies = ["python=3.11"]
-    with pytest.raises(NotSupportedYet, match="conda_dependencies"):
-        env.definition()
+def test_every_constructor_of_v1_gives_the_kind_of_environment_that_it_names(tmp_path: Path) -> None:
+    (tmp_path / "requirements.txt").write_text("pandas\n")
+    (tmp_path / "environment.yml").write_text(CONDA_FILE)
+    (tmp_path / "Dockerfile").write_text("FROM python:3.12\n")
+    registry = SimpleNamespace(address="registry.example.com", username="ann", password="secret:registry")
+    conda = Environment.from_conda_specification("train", tmp_path / "environment.yml").definition()
+    assert conda.conda_channels == ("pytorch", "nodefaults")
+    assert conda.conda_dependencies == ("python=3.7.*", "pytorch::pytorch >=2")
+    assert (conda.requirements, conda.extra_index_urls) == (("mlflow==2.9",), ("https://packages.example.com/simple",))
+    assert conda.environment_variables == {"LEVEL": "3.10"}
+
+    image = Environment.from_docker_image("train", "/team/python:3.12", registry).definition()
+    assert (image.base_image, image.base_image_username, image.user_managed) == (
+        "registry.example.com/team/python:3.12",
+        "ann",
+        True,
+    )
+    pip = Environment.from_docker_image("train", "python:3.12", pip_requirements=tmp_path / "requirements.txt")
+    assert (pip.definition().requirements, pip.definition().user_managed) == (("pandas",), False)
+    file = Environment.from_dockerfile("train", tmp_path / "Dockerfile").definition()
+    assert (file.dockerfile, file.base_image, file.user_managed) == ("FROM python:3.12\n", "", True)
+    text = Environment.from_dockerfile("train", "FROM python:3.12", tmp_path / "environment.yml").definition()
+    assert (text.dockerfile, text.conda_dependencies) == ("FROM python:3.12", conda.conda_dependencies)
+    context = DockerBuildContext.from_local_directory(None, tmp_path)
+    built = Environment.from_docker_build_context("train", context).definition()
+    assert (built.build_context, built.dockerfile_path, built.user_managed) == (str(tmp_path), "", True)
+    git = DockerBuildContext.from_git(f"https://git.example.com/team/app#{'a' * 40}:docker", "sub/Dockerfile")
+    assert Environment.from_docker_build_context("train", git).definition().dockerfile_path == "sub/Dockerfile"
+
+
+def test_a_conda_file_and_requirements_together_are_refused(tmp_path: Path) -> None:
+    for make in (Environment.from_docker_image, Environment.from_dockerfile):
+        with pytest.raises(DefinitionError, match="both given"):
+            make("train", "FROM x", conda_specification="a.yml", pip_requirements="b.txt")
+
+
+def test_the_last_of_image_dockerfile_and_context_wins_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    environment = Environment("train")
+    environment.docker.base_image = "python:3.12"
+    with pytest.warns(UserWarning, match="base_dockerfile replaces docker.base_image"):
+        environment.docker.base_dockerfile = "FROM python:3.12"
+    with pytest.warns(UserWarning, match="build_context replaces docker.base_dockerfile"):
+        environment.docker.build_context = tmp_path
+    assert environment.definition().build_context == str(tmp_path)
+    with pytest.warns(UserWarning, match="base_image replaces docker.build_context"):
+        environment.docker.base_image = "python:3.11"
+    definition = environment.definition()
+    assert (definition.base_image, definition.dockerfile, definition.build_context) == ("python:3.11", "", "")
+    assert len(caplog.records) == 3
+    environment.docker.base_dockerfile = None
+    assert environment.docker.base_image == "python:3.11"
+
+
+def test_packages_added_to_an_environment_of_a_requirements_file_join_it(tmp_path: Path) -> None:
+    """As in SDK v1, where conda_dependencies holds the file's packages; to assign others would lose them."""
+    (tmp_path / "requirements.txt").write_text("pandas\n-c limits.txt\n")
+    (tmp_path / "limits.txt").write_text("numpy<3\n")
+    environment = Environment.from_pip_requirements("train", tmp_path / "requirements.txt")
+    conda = environment.python.conda_dependencies
+    assert conda is not None
+    assert conda.pip_packages == ("pandas",)
+    conda.add_pip_package("pyyaml")
+    definition = environment.definition()
+    assert (definition.requirements, definition.constraints) == (("pandas", "pyyaml"), ("numpy<3",))
+    with pytest.raises(DefinitionError, match="replace them unseen"):
+        environment.python.conda_dependencies = CondaDependencies()
+
+
+def test_requirements_cannot_replace_conda_dependencies_unseen_either(tmp_path: Path) -> None:
+    environment = Environment("train")
+    environment.python.conda_dependencies = CondaDependencies.create(pip_packages=["pandas"])
+    with pytest.raises(DefinitionError, match="set_pip_requirements"):
+        environment.python.requirements = Requirements(("numpy",))
+    for wrong in (["pandas"], "pandas"):
+        with pytest.raises(DefinitionError, match=r"from_pip_requirements read, got .*EnvironmentDefinition"):
+            environment.python.requirements = wrong  # type: ignore[assignment]
+        with pytest.raises(DefinitionError, match=r"is a CondaDependencies, got .*create"):
+            environment.python.conda_dependencies = wrong  # type: ignore[assignment]
+
+
+def test_a_conda_dependencies_file_is_read_when_it_is_set(tmp_path: Path) -> None:
+    (tmp_path / "environment.yml").write_text(CONDA_FILE)
+    environment = Environment("train")
+    environment.python.conda_dependencies_file = str(tmp_path / "environment.yml")
+    assert environment.definition().conda_dependencies == ("python=3.7.*", "pytorch::pytorch >=2")
+    with pytest.raises(SpecificationError, match="No such file"):
+        environment.python.conda_dependencies_file = str(tmp_path / "none.yml")
+
+
+def test_a_variable_of_the_conda_file_gives_way_to_one_that_is_set_with_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "environment.yml").write_text(CONDA_FILE)
+    environment = Environment.from_conda_specification("train", tmp_path / "environment.yml")
+    environment.environment_variables["LEVEL"] = "4"
+    with pytest.warns(UserWarning, match="LEVEL"):
+        assert environment.definition().environment_variables == {"LEVEL": "4"}
+
+
+def test_an_interpreter_path_counts_for_user_managed_environments_only() -> None:
+    environment = Environment("train")
+    environment.python.interpreter_path = "/usr/bin/python3"
+    with pytest.warns(UserWarning, match="interpreter_path"):
+        assert environment.definition().interpreter_path == ""
+    environment.python.user_managed_dependencies = True
+    assert environment.definition().interpreter_path == "/usr/bin/python3"
+    environment.python.interpreter_path = "python"  # SDK v1's default
+    assert environment.definition().interpreter_path == ""
+
+
+def test_user_managed_environments_install_nothing_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
+    environment = Environment("train")
+    environment.python.user_managed_dependencies = True
+    assert environment.definition().requirements == ()
+    assert not caplog.records
+    environment.python.conda_dependencies = CondaDependencies.create(pip_packages=["pandas"])
+    assert environment.definition().requirements == ()
+    assert "conda_dependencies are ignored" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("enabled", True), ("arguments", ["--cap-add", "X"]), ("shared_volumes", False), ("shm_size", "8g")],
+)
+def test_settings_of_v1_for_running_containers_are_kept_and_told_to_have_no_effect(
+    name: str, value: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    environment = Environment("train")
+    with pytest.warns(UserWarning, match=f"docker.{name} has no effect"):
+        setattr(environment.docker, name, value)
+    assert getattr(environment.docker, name) == value
+    caplog.clear()
+    assert environment.definition() == Environment("train").definition()
+    assert f"docker.{name} have no effect" in caplog.text
+
+
+def test_sections_of_other_engines_are_kept_and_told_to_be_ignored(caplog: pytest.LogCaptureFixture) -> None:
+    environment = Environment("train")
+    environment.spark = {"packages": [], "precachePackages": True}
+    environment.definition()
+    assert not caplog.records
+    environment.r = {"rVersion": "4.0"}
+    assert environment.definition() == Environment("train").definition()
+    assert "r have no effect" in caplog.text
+
+
+def test_a_base_conda_environment_is_refused_and_not_left_out_silently() -> None:
+    environment = Environment("train")
+    environment.python.base_conda_environment = "base"
+    with pytest.raises(NotSupportedYet, match="interpreter_path"):
+        environment.definition()
+
+
+@pytest.mark.parametrize("platform", ["linux/arm64", SimpleNamespace(os="Linux", architecture="arm64")])
+def test_a_platform_is_text_or_an_object_of_v1(platform: Any) -> None:
+    environment = Environment("train")
+    assert environment.docker.platform == "linux/amd64"
+    environment.docker.platform = platform
+    assert environment.definition().platform == "linux/arm64"
+    environment.docker.platform.architecture = "amd64"
+    assert environment.definition().platform == "linux/amd64"
+    assert str(environment.docker.platform) == "linux/amd64"
+    for wrong in ("arm64", 5):
+        with pytest.raises(DefinitionError, match="platform"):
+            environment.docker.platform = wrong  # type: ignore[assignment]
+
+
+def test_the_credentials_of_a_dockerfiles_registry_go_to_that_registry_only() -> None:
+    environment = Environment.from_dockerfile("train", "FROM registry.example.com/base")
+    environment.docker.base_image_registry = SimpleNamespace(  # type: ignore[assignment]
+        address="https://registry.example.com/", username="ann", password="secret:registry"
+    )
+    definition = environment.definition()
+    assert (definition.base_image_registry, definition.base_image_username) == ("registry.example.com", "ann")
+
+
+def test_a_clone_has_another_name_and_is_not_reached_by_later_changes() -> None:
+    environment = Environment("train")
+    environment.environment_variables["TOKEN"] = SECRET
+    environment.python.conda_dependencies = CondaDependencies.create(pip_packages=["pandas"])
+    other = environment.clone("other")
+    environment.python.conda_dependencies.add_pip_package("numpy")
+    environment.docker.base_image = "python:3.12"
+    assert (other.name, other.version) == ("other", None)
+    assert other.definition().requirements == ("pandas",)
+    assert other.definition().environment_variables == {"TOKEN": "secret:registry"}
+    with pytest.raises(NameNotAllowed):
+        environment.clone("a b")
+
+
+COMMIT = f"https://git.example.com/team/app#{'a' * 40}"
+DEFINITIONS: list[dict[str, Any]] = [
+    {"base_image": "python:3.12", "requirements": ("numpy>=2", "pandas"), "constraints": ("numpy<3",)},
+    {"description": "d", "tags": {"team": "vision"}, "environment_variables": {"A": "1"}, "platform": "linux/arm64"},
+    {"index_url": "https://a.example.com/s", "extra_index_urls": ("https://b.example.com/s",), "pre": True},
+    {"no_index": True, "find_links": ("file:///srv/my%20wheels",), "only_binary": ("numpy", "pandas")},
+    {"requirements": ("numpy==2.0",), "require_hashes": True, "allow_source_builds": True, "compile_bytecode": True},
+    {"conda_dependencies": ("python=3.7.*", "numpy"), "conda_channels": ("pytorch",), "requirements": ("pandas",)},
+    {"conda_dependencies": ("python=3.11",)},
+    {"dockerfile": "FROM x", "build_arguments": {"A": "1"}, "build_target": "t", "build_secrets": {"s": "secret:x"}},
+    {"build_context": COMMIT, "dockerfile_path": "sub/Dockerfile", "user_managed": True, "mirror": True},
+    {"base_image": "x", "base_image_username": "ann", "base_image_password": "secret:x", "user_managed": True},
+    {"dockerfile": "FROM x", "base_image_registry": "r.example.com", "base_image_username": "ann"}
+    | {"base_image_password": "secret:x"},
+    {"user_managed": True, "interpreter_path": "/usr/bin/python3"},
+    {"extends": "base:7", "requirements": ("numpy",)},
+    {"environment_variables": {"API_TOKEN": "x"}, "allow_literal_secrets": True},
+]
+
+
+@pytest.mark.parametrize("fields", DEFINITIONS, ids="-".join)
+def test_the_way_back_from_a_definition_gives_an_equal_one(fields: dict[str, Any], tmp_path: Path) -> None:
+    """Also by way of a saved folder: no field is lost."""
+    definition = EnvironmentDefinition(name="train", **fields)
+    environment = Environment.from_definition(definition)
+    assert environment.definition() == definition
+    environment.save_to_directory(tmp_path / "saved")
+    assert Environment.load_from_directory(tmp_path / "saved").definition() == definition
+
+
+def test_every_field_of_a_definition_has_its_way_back() -> None:
+    """A field that is added later and not converted is noticed here: it is in no example above, or changes."""
+    seen = {"name", *(field for fields in DEFINITIONS for field in fields), "pylock", "requires_python"}
+    assert seen == set(EnvironmentDefinition.model_fields)
+
+
+def test_a_misspelt_attribute_names_the_nearest_one() -> None:
+    environment: Any = Environment("train")
+    with pytest.raises(AttributeError, match="did you mean 'base_image'"):
+        environment.docker.base_imge = "python:3.12"
+    with pytest.raises(AttributeError, match="cannot be set"):
+        environment.version = 3

@@ -2,8 +2,9 @@
 
 import json
 import re
+from dataclasses import replace
 
-from prefect_environments.core.lock.model import Lock, LockedBase, LockedPackage
+from prefect_environments.core.lock.model import Lock, LockedBase, LockedCondaPackage, LockedPackage
 from prefect_environments.core.lock.target import Target
 from prefect_environments.core.sbom import MEDIA_TYPE, write_sbom
 
@@ -54,3 +55,14 @@ def test_the_same_lock_gives_the_same_bytes_whatever_its_mirrors_and_order() -> 
     again = Lock(LOCK.base, LOCK.target, tuple(reversed(LOCK.packages)), ("torch",))
     elsewhere = Lock.from_pylock(again.to_pylock().replace("https://a/", "https://mirror.example.com/"))
     assert write_sbom(again) == write_sbom(LOCK) == write_sbom(elsewhere)
+
+
+def test_conda_packages_are_named_as_the_purl_specification_says() -> None:
+    conda = LockedCondaPackage(
+        "libgomp", "14.2.0", "h77fa898_1", "linux-64", "libgomp-14.2.0-h77fa898_1.conda", "d" * 64
+    )
+    document = json.loads(write_sbom(replace(LOCK, conda=(conda,))))
+    assert document["components"][-1]["purl"] == (
+        "pkg:conda/libgomp@14.2.0?build=h77fa898_1&subdir=linux-64&type=conda"
+    )
+    assert document["components"][-1]["hashes"] == [{"alg": "SHA-256", "content": "d" * 64}]

@@ -18,9 +18,10 @@ from prefect_environments.core.formats.requirements.text import Line
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)(?:\s*(\[[^\[\]]*\]))?\s*@\s*(\S+)")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _SCHEMES = re.compile(
-    r"https?|file|git\+(?:https?|ssh|git|file)|hg\+(?:https?|ssh|static-http|file)"
+    r"https?|file|wheel|git\+(?:https?|ssh|git|file)|hg\+(?:https?|ssh|static-http|file)"
     r"|svn\+(?:https?|ssh|svn|file)|bzr\+(?:https?|ssh|sftp|ftp|lp|file)"
 )
+_PRIVATE_WHEEL = re.compile(r"wheel://sha256/[0-9a-f]{64}/[^/?#]+\.whl")
 _ILLEGAL = re.compile(r"[\s\"<>\\^`{|}]")  # RFC 3986, section 2: these are percent-encoded in a URL
 _GLUED_MARKER = re.compile(r";\s*\(*(?:python_|sys_platform|platform_|os_name|implementation_|extra\b|['\"])")
 _URL_MARKER = re.compile(r"\s;|;\s")
@@ -69,6 +70,8 @@ def location(line: Line, value: str, folder: Path | None) -> str:
             raise line.refused(problem)
         if not _SCHEMES.fullmatch(scheme[1].lower()):
             raise line.refused("its URL has a scheme that pip does not know; use https, git+https, git+ssh or file")
+        if scheme[1].lower() == "wheel" and not _PRIVATE_WHEEL.fullmatch(value):
+            raise line.refused("a wheel: address is what Environment.add_private_pip_wheel gave, unchanged")
         if scheme[1].lower() != "file":
             if _ILLEGAL.search(value) or not value[scheme.end() :].startswith("//"):
                 raise line.refused("its URL is malformed; percent-encode spaces, quotes and braces, as in %20")

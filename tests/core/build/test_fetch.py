@@ -49,8 +49,10 @@ class Server:
             return web.Response(status=401)
         if kind == "redirect":
             raise web.HTTPFound(self.url("good"))
+        if kind == "damaged-once" and self.requests[kind] == 1:
+            return web.Response(body=CONTENT[:-1] + b"!")
         bodies = {"corrupt": CONTENT[:-1] + b"!", "short": CONTENT[:-1], "long": CONTENT + b"!"}
-        if kind in ("good", "shaky", "private", "slow", "truncated-once", *bodies):
+        if kind in ("good", "shaky", "private", "slow", "truncated-once", "damaged-once", *bodies):
             await asyncio.sleep(0.05 if kind == "slow" else 0)
             return web.Response(body=bodies.get(kind, CONTENT))
         return web.Response(status={"broken": 503, "forbidden": 403}.get(kind, 404))
@@ -82,7 +84,8 @@ def _package(url: str | None, *, size: int | None = len(CONTENT), sha256: str = 
 
 
 @pytest.mark.parametrize(
-    ("kind", "requests"), [("good", 1), ("shaky", 3), ("truncated-once", 2), ("redirect", 1), ("good?sig=1", 1)]
+    ("kind", "requests"),
+    [("good", 1), ("shaky", 3), ("truncated-once", 2), ("damaged-once", 2), ("redirect", 1), ("good?sig=1", 1)],
 )
 @pytest.mark.parametrize("size", [None, len(CONTENT)])
 async def test_the_right_file_comes_however_shaky_the_server(
@@ -105,11 +108,11 @@ async def test_the_right_file_comes_however_shaky_the_server(
     ("kind", "size", "reason", "requests"),
     [
         ("truncated", None, "could not be downloaded from 127.0.0.1", 4),
-        ("corrupt", len(CONTENT), "refused: its sha256 is", 1),
-        ("corrupt", None, "refused: its sha256 is", 1),
-        ("short", len(CONTENT), "the lock says 1024000: refused", 1),
-        ("long", len(CONTENT), "the lock says 1024000: refused", 1),
-        ("long", None, "refused: its sha256 is", 1),
+        ("corrupt", len(CONTENT), "refused: its sha256 is", 2),
+        ("corrupt", None, "refused: its sha256 is", 2),
+        ("short", len(CONTENT), "the lock says 1024000: refused", 2),
+        ("long", len(CONTENT), "the lock says 1024000: refused", 2),
+        ("long", None, "refused: its sha256 is", 2),
         ("broken", None, "HTTP status 503; check the connection", 4),
         ("missing", None, "HTTP status 404; the index no longer has this file", 1),
         ("private", None, "HTTP status 401; give the index's credentials", 1),

@@ -1,0 +1,1 @@
+"""Docker builds: Dockerfiles and build contexts as data, and the engines that build them."""
