@@ -1,23 +1,17 @@
-"""`make bench`: run the benchmarks and write benchmarks/RESULTS.md.
+"""`make bench`: run the benchmarks and write the head of benchmarks/RESULTS.md; other benchmarks keep their sections.
 
 python -m benchmarks [--rounds 3] [--print]
 """
 
 import argparse
 import hashlib
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
-from importlib.metadata import version
-from pathlib import Path
 
+from benchmarks import results
 from benchmarks.cold import SCENARIOS, Measured, Ours, measure
 from tests.support.session import Session, end
-
-HERE = Path(__file__).parent
 
 
 def main() -> int:
@@ -38,8 +32,8 @@ def main() -> int:
     if arguments.print:
         print(text)
     else:
-        (HERE / "RESULTS.md").write_text(text)
-        print(f"written to {HERE / 'RESULTS.md'}")
+        results.write(text)
+        print(f"written to {results.RESULTS}")
     return 0
 
 
@@ -47,7 +41,7 @@ def report(found: dict[str, dict[str, list[Measured]]], rounds: int) -> str:
     lines = [
         "# Benchmark results",
         "",
-        f"`make bench`, median of {rounds} rounds. {machine()}",
+        f"`make bench`, median of {rounds} rounds. {results.machine()}",
         "",
         "A Debian base with Python, seven packages and what they need, a docker-registry on loopback. Seconds are wall",
         "time of whole processes. *Cold*: nothing cached, wheels downloaded by both. *Empty worker*: the registry has",
@@ -73,14 +67,6 @@ def report(found: dict[str, dict[str, list[Measured]]], rounds: int) -> str:
             lines.append(f"- {scenario}, {name}: {stages}")
     lines += ["", f"This machine's own limits: sha256 {sha256_speed():.0f} MB/s a core.", ""]
     return "\n".join(lines)
-
-
-def machine() -> str:
-    docker = subprocess.run(["dockerd", "--version"], capture_output=True, text=True, check=False).stdout.strip()
-    return (
-        f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, uv {version('uv')}, "
-        f"aiohttp {version('aiohttp')}, {docker or 'no Docker'}, {time.strftime('%Y-%m-%d', time.gmtime())}."
-    )
 
 
 def sha256_speed() -> float:

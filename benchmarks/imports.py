@@ -8,6 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+EVERYTHING = (
+    "benchmarks.ours, prefect_environments.core.resolving, prefect_environments.core.building,"
+    "prefect_environments.core.distribution.registry"
+)
+"""Modules of a build that does everything."""
+
 CODES = {
     "nothing": "pass",
     "prefect_environments": "import prefect_environments",
@@ -16,10 +22,7 @@ CODES = {
     "….core.steps, ….core.distribution.registry (a registry's)": (
         "import prefect_environments.core.steps, prefect_environments.core.distribution.registry"
     ),
-    "everything that a build needs": (
-        "import prefect_environments.core.resolving, prefect_environments.core.building,"
-        "prefect_environments.core.distribution.registry"
-    ),
+    "everything that a build needs": f"import {EVERYTHING}",
     "prefect alone": "from prefect import flow, task",
     "….flows": "import prefect_environments.flows",
 }

@@ -50,7 +50,7 @@ def _curl(transfers: list[str], at_once: int, folder: Path) -> None:
     config = folder / "curl.conf"
     config.write_text("next\n".join(f"silent\nfail\n{lines}" for lines in transfers))
     parallel = ["--parallel", "--parallel-max", str(at_once)] if at_once > 1 else []
-    subprocess.run(["curl", "--fail-early", *parallel, "--config", str(config)], check=True)
+    subprocess.run(["curl", "--no-progress-meter", "--fail-early", *parallel, "--config", str(config)], check=True)
 
 
 def sha256(files: list[Path]) -> float:

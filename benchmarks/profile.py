@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,8 +166,6 @@ def conversion_section(wheels: list[Path]) -> str:
 
 
 def _named(wheel: Path, folder: Path) -> Path:
-    import zipfile  # noqa: PLC0415
-
     with zipfile.ZipFile(wheel) as archive:
         info = next(name for name in archive.namelist() if name.endswith(".dist-info/WHEEL"))
         tag = next(line[5:] for line in archive.read(info).decode().splitlines() if line.startswith("Tag: "))

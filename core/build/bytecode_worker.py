@@ -62,7 +62,9 @@ def _steady_constant(constant: object, strings: "list[str]") -> object:
     if isinstance(constant, CodeType):
         return _steady(constant, strings)
     if isinstance(constant, str):
-        strings.append(sys.intern(constant) if len(constant) == 1 else constant)
+        strings.append(constant)
+        if len(constant) == 1 and constant <= "\xff":
+            sys.intern(constant)  # one object in each process, which others may or may not have interned
     elif isinstance(constant, tuple):
         for one in constant:
             _steady_constant(one, strings)

@@ -14,12 +14,13 @@ from prefect_environments.core.errors import SpecificationError
 from prefect_environments.core.formats import pip_section, yaml_text
 from prefect_environments.core.formats.requirements import credentials
 from prefect_environments.core.formats.yaml_text import Items, Table, Text, Value, refused
+from prefect_environments.core.redact import MASK
 
 KEYS = ("name", "channels", "dependencies", "prefix", "variables")
 
 _SPEC = re.compile(r"[A-Za-z0-9_*.][\x21-\x7e]*(?: [\x21-\x7e]+)*|[a-z]+://[\x21-\x7e]+(?: [\x21-\x7e]+)*")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\[]*")
-_TOKEN = re.compile(r"/t/[^/]+(?:/|$)")
+_TOKEN = re.compile(r"/t/[^/\s]+(?:/|$)")
 _REQUIREMENT = re.compile(r"--?[a-z]|[A-Za-z0-9][\w.-]*(?:\[[^\]]*\])?\s*(?:$|[=<>!~;@#])|(?:git|hg)\+")
 
 
@@ -112,6 +113,10 @@ def _check_urls(text: str) -> None:
             raise SpecificationError(problem)
         if _TOKEN.search(place):
             raise SpecificationError(f"its URL holds a token (/t/…); {credentials.ADVICE}")
+
+
+def _masked(text: str) -> str:
+    return _TOKEN.sub(f"/t/{MASK}/", credentials.mask(text))
 
 
 def _document(content: str | bytes, origin: str) -> Table:
@@ -227,7 +232,7 @@ class _Reader:
         try:
             return check(item)
         except SpecificationError as error:
-            raise self._refused(line, f"cannot read {credentials.mask(item)!r}: {error}") from None
+            raise self._refused(line, f"cannot read {_masked(item)!r}: {error}") from None
 
     def _text(self, document: Table, key: str) -> str:
         value = document.get(key)

@@ -28,7 +28,7 @@ SOUND: dict[str, Any] = {
 }
 
 
-def found(today: date = TODAY, **changes: Any) -> tuple[Finding, ...]:
+def found(today: date = TODAY, /, **changes: Any) -> tuple[Finding, ...]:
     """The findings about a sound definition with some changes; `None` takes a field away."""
     given = {name: value for name, value in (SOUND | changes).items() if value is not None}
     return check(given, today=today)

@@ -79,8 +79,8 @@ def test_a_workspace_shows_them_as_the_version_that_building_them_registers(work
     with pytest.raises(VersionNotFound):
         loop.run(steps.find_version(workspace, SKLEARN, 2))
     assert [record.name for record in loop.run(steps.newest_versions(workspace))] == NAMES
-    assert [version.name for version in list_environments(workspace, curated=True)] == NAMES
-    assert list_environments(workspace) == []
+    assert [version.name for version in list_environments.fn(workspace, curated=True)] == NAMES
+    assert list_environments.fn(workspace) == []
 
 
 def test_building_one_registers_it_under_its_name_and_a_second_build_finds_it(workspace: Workspace) -> None:
@@ -91,7 +91,7 @@ def test_building_one_registers_it_under_its_name_and_a_second_build_finds_it(wo
     assert loop.run(steps.find_version(workspace, SKLEARN)) == first
     newest = {record.name: record.reference for record in loop.run(steps.newest_versions(workspace))}
     assert newest == {name: first.reference if name == SKLEARN else "" for name in NAMES}
-    assert [version.name for version in list_environments(workspace)] == [SKLEARN]
+    assert [version.name for version in list_environments.fn(workspace)] == [SKLEARN]
 
 
 @pytest.mark.parametrize(

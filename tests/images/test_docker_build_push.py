@@ -12,8 +12,10 @@ from prefect_environments.core.oci import descriptor as types
 from prefect_environments.core.oci.validate import validate
 from tests.images.docker_parts import BUILDERS, Bench
 from tests.images.parts import read_image, repository_of, requests_of, tool, uploads
+from tests.support.base import BaseLayout
 from tests.support.engine import DockerEngine
 from tests.support.registry import Registry
+from tests.support.session import Session
 
 both = pytest.mark.parametrize("builder", BUILDERS)
 
@@ -30,14 +32,22 @@ def bench(docker_engine: DockerEngine, open_registry: Registry, tmp_path: Path) 
     return Bench(docker_engine, open_registry, tmp_path / "scratch")
 
 
+@pytest.fixture(scope="session")
+def tiny_base(test_session: Session, open_registry: Registry, base_layout_without_python: BaseLayout) -> str:
+    """A base of one small layer with a shell, by tag."""
+    target = open_registry.repository_url("docker/tiny:1")
+    test_session.once("docker-tiny", lambda: {"name": base_layout_without_python.push(target)})
+    return target
+
+
 @both
 async def test_a_pushed_image_runs_and_only_what_changed_is_sent_again(
-    bench: Bench, open_base: str, builder: Builder, tmp_path: Path
+    bench: Bench, tiny_base: str, builder: Builder, tmp_path: Path
 ) -> None:
     """Pulled by digest it runs; a second push sends no layer; one changed layer sends one."""
     path, registry = f"docker/push-{builder}", bench.registry
     dockerfile = (
-        f'FROM {open_base}\nRUN echo one > /one\nARG TEXT\nRUN echo $TEXT > /two\nCMD ["cat", "/one", "/two"]\n'
+        f'FROM {tiny_base}\nRUN echo one > /one\nARG TEXT\nRUN echo $TEXT > /two\nCMD ["cat", "/one", "/two"]\n'
     )
     async with bench.built(dockerfile, builder, arguments={"TEXT": "first"}) as image:
         pushed, seen = await bench.push(image, path)
@@ -64,11 +74,11 @@ async def test_a_pushed_image_runs_and_only_what_changed_is_sent_again(
 
 @both
 async def test_a_pushed_image_is_a_plain_oci_image_without_a_trace_of_the_build(
-    bench: Bench, open_base: str, builder: Builder, tmp_path: Path
+    bench: Bench, tiny_base: str, builder: Builder, tmp_path: Path
 ) -> None:
     """OCI media types, the user's labels and settings, not our label; skopeo and umoci read it."""
     path = f"docker/plain-{builder}"
-    dockerfile = f"FROM {open_base}\nRUN echo 1 > /file\nLABEL kept=yes\nENV KEPT=yes\nUSER 1234\n"
+    dockerfile = f"FROM {tiny_base}\nRUN echo 1 > /file\nLABEL kept=yes\nENV KEPT=yes\nUSER 1234\n"
     async with bench.built(dockerfile, builder) as image:
         assert LABEL in bench.engine.docker("inspect", image.id)
         pushed, _ = await bench.push(image, path)
@@ -87,14 +97,14 @@ async def test_a_pushed_image_is_a_plain_oci_image_without_a_trace_of_the_build(
     assert (tmp_path / "bundle/rootfs/file").read_text() == "1\n"
 
 
-async def test_layers_of_the_base_are_taken_over_as_they_are(bench: Bench, open_base: str) -> None:
+async def test_layers_of_the_base_are_taken_over_as_they_are(bench: Bench, tiny_base: str) -> None:
     """What a Dockerfile starts from keeps its blobs: mounted from the base's repository, not compressed and sent."""
     path = "docker/on-known"
-    async with Client(bench.registry.address) as client, repository_of(open_base) as (_, tag):
-        base = client.repository("images/base")
+    async with Client(bench.registry.address) as client, repository_of(tiny_base) as (_, tag):
+        base = client.repository("docker/tiny")
         manifest, config = await read_image(base, tag)
         known = export.known_layers(manifest, config, base)
-        async with bench.built(f"FROM {open_base}\nRUN echo 1 > /file\n", "auto") as image:
+        async with bench.built(f"FROM {tiny_base}\nRUN echo 1 > /file\n", "auto") as image:
             with requests_of(bench.registry) as requests:
                 pushed, seen = await bench.push(image, path, known=known)
         assert seen.layers == [True] * len(manifest.layers) + [False]
@@ -103,10 +113,10 @@ async def test_layers_of_the_base_are_taken_over_as_they_are(bench: Bench, open_
     assert uploads(requests, path) == 2  # the new layer and the config
 
 
-async def test_a_layer_that_the_registry_lost_is_sent_again(bench: Bench, open_base: str) -> None:
+async def test_a_layer_that_the_registry_lost_is_sent_again(bench: Bench, tiny_base: str) -> None:
     """The memory of what was sent is no proof that it is there."""
     path = "docker/lost"
-    async with bench.built(f"FROM {open_base}\nRUN echo 1 > /file\n", "auto") as image:
+    async with bench.built(f"FROM {tiny_base}\nRUN echo 1 > /file\n", "auto") as image:
         pushed, _ = await bench.push(image, path)
         async with repository_of(bench.registry.repository_url(f"{path}@{pushed.digest}")) as (repository, digest):
             manifest, _ = await read_image(repository, digest)

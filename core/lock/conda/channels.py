@@ -108,7 +108,7 @@ def _check_url(url: str) -> str:
         raise _refused(url, str(error)) from None
     if parts.scheme not in ("http", "https", "file") or not url.isprintable() or " " in url:
         raise _refused(url, "a channel's address begins with https://, http:// or file:/// and has no spaces")
-    if parts.query or parts.fragment:
+    if "?" in url or "#" in url:
         raise _refused(url.partition("?")[0].partition("#")[0], "a channel's address has no '?' and no '#'")
     if bool(host) == (parts.scheme == "file") or (parts.scheme == "file" and not parts.path.strip("/")):
         raise _refused(url, "write https://HOST/CHANNEL, or file:///FOLDER")

@@ -38,12 +38,12 @@ async def kept(
     for record in await query(specs) if specs else ():
         name, channel = record.name.normalized, str(record.channel)
         sha256 = record.sha256.hex() if record.sha256 else ""
-        if (record.subdir, record.file_name, sha256) not in wanted:
+        if (record.subdir, record.file_name, sha256) not in wanted or pins.get(name, channel) != channel:
             continue
         if name not in chosen or rank[channel] < rank[str(chosen[name].channel)]:
             chosen[name] = record
     lower = [name for name, record in chosen.items() if name not in pins and rank[str(record.channel)] > 0]
-    if False:
+    if lower:
         for record in await query([rattler.MatchSpec(name) for name in lower]):
             name = record.name.normalized
             if name in chosen and rank[str(record.channel)] < rank[str(chosen[name].channel)]:

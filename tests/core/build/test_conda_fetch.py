@@ -1,11 +1,11 @@
 """conda packages into the cache: by hash, from channels in folders and on servers, with credentials or without."""
 
+import base64
 import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
-import aiohttp
 import pytest
 from aiohttp import web
 
@@ -14,7 +14,8 @@ from prefect_environments.core.errors import PackageError
 from prefect_environments.core.lock.model import LockedCondaPackage
 
 NAME = "demo-1.0-0.conda"
-LOGIN = aiohttp.BasicAuth("ann", "s3cret-77aa")
+USER, PASSWORD = "ann", "s3cret-77aa"
+WANTED = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
 
 
 def package(content: bytes, url: str | None, subdir: str = "linux-64") -> LockedCondaPackage:
@@ -27,7 +28,7 @@ async def channel() -> AsyncIterator[str]:
     """The address of a channel that wants a user and a password; each subdir has a package of the same name."""
 
     async def answer(request: web.Request) -> web.Response:
-        if request.headers.get("Authorization") != LOGIN.encode():
+        if request.headers.get("Authorization") != WANTED:
             return web.Response(status=401)
         return web.Response(body=request.match_info["subdir"].encode())
 
@@ -41,7 +42,7 @@ async def channel() -> AsyncIterator[str]:
 
 
 async def test_packages_of_one_file_name_in_two_subdirs_are_two(channel: str, tmp_path: Path) -> None:
-    async with WheelCache(tmp_path, credentials={channel: (LOGIN.login, LOGIN.password)}) as cache:
+    async with WheelCache(tmp_path, credentials={channel: (USER, PASSWORD)}) as cache:
         for subdir in ("linux-64", "noarch"):
             wanted = package(subdir.encode(), f"{channel}/{subdir}/{NAME}", subdir)
             assert not cache.has(wanted)
@@ -49,17 +50,17 @@ async def test_packages_of_one_file_name_in_two_subdirs_are_two(channel: str, tm
 
 
 async def test_without_credentials_the_error_says_whose_are_missing(channel: str, tmp_path: Path) -> None:
-    async with WheelCache(tmp_path, credentials={"other.example.com": (LOGIN.login, LOGIN.password)}) as cache:
+    async with WheelCache(tmp_path, credentials={"other.example.com": (USER, PASSWORD)}) as cache:
         with pytest.raises(PackageError, match="give the channel's credentials") as caught:
             await cache.get(package(b"linux-64", f"{channel}/linux-64/{NAME}"))
-    assert LOGIN.password not in str(caught.value)
+    assert PASSWORD not in str(caught.value)
 
 
 @pytest.mark.parametrize("damage", [b"linux-65", b"linux"])
 async def test_a_package_with_other_bytes_than_the_locks_is_refused(
     damage: bytes, channel: str, tmp_path: Path
 ) -> None:
-    async with WheelCache(tmp_path, credentials={channel: (LOGIN.login, LOGIN.password)}) as cache:
+    async with WheelCache(tmp_path, credentials={channel: (USER, PASSWORD)}) as cache:
         with pytest.raises(PackageError, match=NAME):
             await cache.get(package(damage, f"{channel}/linux-64/{NAME}"))
     assert list(tmp_path.iterdir()) == []

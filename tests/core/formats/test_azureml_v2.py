@@ -194,6 +194,7 @@ def test_what_is_wrong_is_refused_with_file_line_and_reason(write: Write, text: 
         f"build: {{path: 'https://ann:{PLANTED}@git.example.com/a.git#{COMMIT}'}}",
         f"build: {{path: 'ftp://ann:{PLANTED}@files.example.com/a'}}",
         f"image: a:1\nconda_file: https://ann:{PLANTED}@files.example.com/env.yml",
+        f"image: a:1\nconda_file: {{channels: ['https://conda.example.com/t/{PLANTED}/x'], dependencies: [a]}}",
         f"image: a:1\nconda_file: {{dependencies: [{{pip: ['--index-url https://u:{PLANTED}@p.example.com/s']}}]}}",
     ],
 )

@@ -229,8 +229,10 @@ def test_too_long_a_text_and_a_folder_are_refused(tmp_path: Path) -> None:
 
 
 PIECES = st.sampled_from(
-    "FROM |ARG |COPY --from=|RUN --mount=|ONBUILD |a:1| AS |x|$X|${X:-|}|<<E|E|\n|\\\n|# escape=`\n|# syntax=|'|\"|0|,from="
-    "|=|[| |#|/|\t|\\".split("|")
+    (
+        *("FROM ", "ARG ", "COPY --from=", "RUN --mount=", "ONBUILD ", "a:1", " AS ", "x", "$X", "${X:-", "}", "<<E"),
+        *("E", "\n", "\\\n", "# escape=`\n", "# syntax=", "'", '"', "0", ",from=", "=", "[", " ", "#", "/", "\t", "\\"),
+    )
 )
 
 

@@ -65,6 +65,7 @@ def test_no_channel_is_an_error() -> None:
         "conda-forge/linux-64",
         "https://conda.example.com/team/noarch/",
         "https://conda.example.com/team?x=1",
+        "https://conda.example.com/team?",
         "https://conda.example.com/team#x",
         "https:///team",
         "file://host/team",
