@@ -73,7 +73,11 @@ def cold(session: Session, base: BaseLayout, number: int) -> Round:
     """A build with nothing cached, on a registry with nothing but the base; then what the machine can do."""
     registry, folder = start_registry(session, f"profile-{number}"), session.folder / f"profile-{number}-work"
     folder.mkdir()
-    order = {"registry": registry.address, "base": base.push(registry.repository_url("base/python:3")), "name": "bench"}
+    order: dict[str, Any] = {
+        "registry": registry.address,
+        "base": base.push(registry.repository_url("base/python:3")),
+        "name": "bench",
+    }
     order |= {"requirements": PACKAGES, "cache": str(folder / "cache"), "versions": str(folder / "versions")}
     environment = {**imports.environment(session.folder / "bytecode"), "UV_CACHE_DIR": str(folder / "uv")}
     subprocess.run([sys.executable, "-c", "import benchmarks.stages"], check=True, env=environment)

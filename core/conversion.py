@@ -88,7 +88,7 @@ def stored_password(value: object) -> str:
 
 def _docker_fields(docker: DockerSection) -> dict[str, Any]:
     registry = docker.base_image_registry
-    image = _base_image(docker)
+    image = base_image(docker)
     fields: dict[str, Any] = {
         "base_image": image,
         "base_image_username": as_stored(registry.username or ""),
@@ -131,7 +131,7 @@ def _dockerfile(text: Any) -> Any:
     return text
 
 
-def _base_image(docker: DockerSection) -> str:
+def base_image(docker: DockerSection) -> str:
     """The base image's full reference; a leading slash is joined to the registry's address, as in Azure ML."""
     image, address = docker.base_image, docker.base_image_registry.address
     for name, value in (("base_image", image), ("base_image_registry.address", address)):

@@ -201,6 +201,20 @@ class EnvironmentDefinition(BaseModel):
             requirements_format.parse([f"--extra-index-url {url}" for url in urls if url], origin="index")
         return value
 
+    @field_validator("dockerfile", mode="after")
+    @classmethod
+    def _is_text(cls, value: str) -> str:
+        if not value:
+            return value
+        from prefect_environments.core.build.docker.dockerfile import is_dockerfile_text  # noqa: PLC0415  # if needed
+
+        if not is_dockerfile_text(value):
+            raise DefinitionError(
+                f"dockerfile is {value!r:.200}, which is no Dockerfile's text. A definition holds the text itself, as "
+                "it may be built where the file is not; Environment.from_dockerfile reads a path"
+            )
+        return value
+
     @field_validator("pylock", mode="after")
     @classmethod
     def _read_pylock(cls, text: str) -> str:

@@ -74,7 +74,7 @@ def _context(definition: EnvironmentDefinition) -> str:
     from prefect_environments.core.build.docker.context import context_digest  # noqa: PLC0415
 
     if GitContext.is_git(definition.build_context):
-        return definition.build_context
+        return str(GitContext.parse(definition.build_context))
     return context_digest(Path(definition.build_context), definition.dockerfile_path or "Dockerfile")
 
 

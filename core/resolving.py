@@ -26,7 +26,7 @@ async def resolve(site: Site, definition: EnvironmentDefinition, *, upgrade: boo
     """See `steps.resolve`."""
     asked = await effective(site, definition)
     wanted = asked.definition
-    _check_specs(wanted.conda_dependencies)
+    _check_conda(wanted)
     async with open_base(site, wanted, lock=asked.base) as base:
         if wanted.user_managed:
             return as_it_is(wanted, base.locked)
@@ -43,13 +43,16 @@ async def resolve(site: Site, definition: EnvironmentDefinition, *, upgrade: boo
         return replace(lock, bytecode=lock.target.python) if wanted.compile_bytecode else lock
 
 
-def _check_specs(specs: tuple[str, ...]) -> None:
-    """Raise `SpecificationError` for what conda would not read, before any network."""
-    if specs:
-        from prefect_environments.core.lock import conda  # noqa: PLC0415  # rattler: only where conda is asked for
+def _check_conda(definition: EnvironmentDefinition) -> None:
+    """Raise `SpecificationError` for specs and channels that conda would not read, before any network."""
+    if not definition.conda_dependencies:
+        return
+    from prefect_environments.core.lock import conda  # noqa: PLC0415  # rattler: only where conda is asked for
 
-        for spec in specs:
-            conda.normalise_spec(spec)
+    for spec in definition.conda_dependencies:
+        conda.normalise_spec(spec)
+    for channel in definition.conda_channels:
+        conda.check_channel(channel)
 
 
 def as_it_is(definition: EnvironmentDefinition, base: LockedBase) -> Lock:

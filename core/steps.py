@@ -3,6 +3,7 @@
 find ──▶ resolve ──▶ build ──▶ register
 """
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -54,7 +55,7 @@ async def find_registered(site: Site, definition: EnvironmentDefinition) -> Read
     the same image. `None` means that there is work to do. Raises the registry's errors: unreachable is no answer.
     """
     curated.check_unchanged(definition)
-    wanted = definition_hash(site.workspace, definition)
+    wanted = await asyncio.to_thread(definition_hash, site.workspace, definition)  # it may read a build context
     newest = await site.workspace.versions.newest(definition.name)
     if newest is None:
         return None
@@ -116,7 +117,7 @@ async def register(
         reference=built.reference,
         digest=built.descriptor.digest,
         image_hash=built.image_hash,
-        definition_hash=definition_hash(site.workspace, definition),
+        definition_hash=await asyncio.to_thread(definition_hash, site.workspace, definition),
         record_hash=hashes.record_hash(built.image_hash, definition, variables),
         definition=definition.model_dump(mode="json"),
         lock_digest=attached.lock,

@@ -15,7 +15,7 @@ from prefect_environments.core.errors import AlreadyExists, DefinitionError
 from prefect_environments.core.formats import azureml_v1_load
 from prefect_environments.core.formats.azureml_v1_load import CONDA, CONSTRAINTS, DOCKERFILE, ENVIRONMENT, OURS
 from prefect_environments.core.secrets import looks_secret
-from prefect_environments.core.sections import DockerSection, PythonSection
+from prefect_environments.core.sections import DockerSection, PythonSection, check_flag
 
 if TYPE_CHECKING:
     from prefect_environments.core.environment import Environment
@@ -80,6 +80,8 @@ def _replace(scratch: Path, folder: Path, contents: dict[str, bytes]) -> None:
 
 def _contents(environment: "Environment") -> dict[str, bytes]:
     python, docker = environment.python, environment.docker
+    check_flag("python.user_managed_dependencies", python.user_managed_dependencies)
+    conversion.base_image(docker)
     if python.conda_dependencies is not None:
         _check_variables(python.conda_dependencies.variables, environment.allow_literal_secrets)
     contents: dict[str, bytes] = {}

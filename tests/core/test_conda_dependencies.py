@@ -40,7 +40,7 @@ def test_a_file_is_read_edited_and_saved(tmp_path: Path) -> None:
     file = tmp_path / "environment.yml"
     file.write_text("name: ours\ndependencies: [python=3.10, pip: [pandas]]\nvariables: {A: '1'}\n")
     conda = CondaDependencies(conda_dependencies_file_path=str(file))
-    assert conda.conda_channels == ()
+    assert tuple(conda.conda_channels) == ()
     conda.remove_conda_package("python")
     conda.add_pip_package("numpy")
     assert conda.save_to_file(tmp_path / "out", "sub/conda.yml") == "sub/conda.yml"
@@ -54,37 +54,37 @@ def test_a_file_is_read_edited_and_saved(tmp_path: Path) -> None:
 def test_a_conda_package_of_the_same_name_is_replaced_in_its_place() -> None:
     conda = CondaDependencies.create(conda_packages=["python=3.10", "numpy", "scipy"])
     conda.add_conda_package("conda-forge::NumPy  >=1.26")
-    assert conda.conda_packages == ("python=3.10", "conda-forge::NumPy >=1.26", "scipy")
+    assert tuple(conda.conda_packages) == ("python=3.10", "conda-forge::NumPy >=1.26", "scipy")
     conda.set_python_version("3.12")
     conda.remove_conda_package("numpy=9")
     conda.remove_conda_package("never-there")
-    assert conda.conda_packages == ("python=3.12", "scipy")
+    assert tuple(conda.conda_packages) == ("python=3.12", "scipy")
 
 
 def test_channels_keep_their_order_and_are_there_once() -> None:
     conda = CondaDependencies()
     for channel in ("pytorch", "conda-forge", " pytorch "):
         conda.add_channel(channel)
-    assert conda.conda_channels == ("conda-forge", "pytorch")
+    assert tuple(conda.conda_channels) == ("conda-forge", "pytorch")
     conda.remove_channel("conda-forge")
     conda.remove_channel("never-there")
-    assert conda.conda_channels == ("pytorch",)
+    assert tuple(conda.conda_channels) == ("pytorch",)
 
 
 def test_pip_packages_are_replaced_and_removed_by_name_and_marker() -> None:
     conda = CondaDependencies()
     for line in ("Foo_Bar==1", "numpy<2; python_version < '3.9'", "numpy>=2; python_version >= '3.9'", "foo.bar[x]==2"):
         conda.add_pip_package(line)
-    assert conda.pip_packages == (
+    assert tuple(conda.pip_packages) == (
         "foo.bar[x]==2",
         "numpy<2; python_version < '3.9'",
         "numpy>=2; python_version >= '3.9'",
     )
     conda.remove_pip_package("numpy; python_version<'3.9'")
-    assert conda.pip_packages[1:] == ("numpy>=2; python_version >= '3.9'",)
+    assert tuple(conda.pip_packages[1:]) == ("numpy>=2; python_version >= '3.9'",)
     conda.remove_pip_package("NumPy")
     conda.remove_pip_package("azureml-defaults")
-    assert conda.pip_packages == ("foo.bar[x]==2",)
+    assert tuple(conda.pip_packages) == ("foo.bar[x]==2",)
 
 
 def test_direct_references_and_editables_are_packages_too(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_direct_references_and_editables_are_packages_too(tmp_path: Path) -> Non
     conda = CondaDependencies()
     conda.add_pip_package(str(tmp_path / "tools-1.0-py3-none-any.whl"))
     conda.add_pip_package("-e git+https://git.example.com/team/app@main#egg=app")
-    assert conda.pip_packages == (
+    assert tuple(conda.pip_packages) == (
         f"tools @ {(tmp_path / 'tools-1.0-py3-none-any.whl').as_uri()}",
         "-e git+https://git.example.com/team/app@main#egg=app",
     )

@@ -230,6 +230,7 @@ def test_an_environment_is_taken_where_a_definition_is_wanted(tmp_path: Path) ->
         ({"user_managed": True, "requirements": ["a"]}, "user_managed and requirements exclude each other"),
         ({"user_managed": True, "conda_dependencies": ["a"]}, "nothing is installed into a user-managed image"),
         ({"pylock": "lock-version = '1.0'", "requirements": ["a"]}, "a lock is used as it is"),
+        ({"dockerfile": "docker/Dockerfile"}, "holds the text itself"),
         ({"extends": "a"}, "expected name:version"),
         ({"extends": "a:0"}, "expected name:version"),
         ({"extends": "a b:1"}, "a b"),

@@ -380,12 +380,12 @@ def test_a_platform_is_text_or_an_object_of_v1(platform: Any) -> None:
     assert str(environment.docker.platform) == "linux/amd64"
     for wrong in ("arm64", 5):
         with pytest.raises(DefinitionError, match="platform"):
-            environment.docker.platform = wrong  # type: ignore[assignment]
+            environment.docker.platform = wrong
 
 
 def test_the_credentials_of_a_dockerfiles_registry_go_to_that_registry_only() -> None:
     environment = Environment.from_dockerfile("train", "FROM registry.example.com/base")
-    environment.docker.base_image_registry = SimpleNamespace(  # type: ignore[assignment]
+    environment.docker.base_image_registry = SimpleNamespace(
         address="https://registry.example.com/", username="ann", password="secret:registry"
     )
     definition = environment.definition()

@@ -7,6 +7,7 @@ import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -49,7 +50,11 @@ async def test_ctrl_c_while_uv_runs_ends_it_and_removes_its_folder(
 
     cache = tmp_path / "cache"
     async with serve(never) as index:
-        order = {"registry": f"oci:{tmp_path / 'images'}", "base": base_layout.reference, "name": "cancelled"}
+        order: dict[str, Any] = {
+            "registry": f"oci:{tmp_path / 'images'}",
+            "base": base_layout.reference,
+            "name": "cancelled",
+        }
         order |= {"requirements": ["alpha", f"--index-url http://{index.address}/simple/"], "cache": str(cache)}
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", SCRIPT.format(run=how), json.dumps({**order, "versions": str(tmp_path / "v")})),

@@ -207,7 +207,7 @@ def _record(given: _Given, linked: Mapping[str, Any]) -> bytes:
         "paths_data": {"paths_version": 1, "paths": [_picked(path) for path in paths]},
         "requested_spec": "",
     }
-    return json.dumps(record, indent=2, sort_keys=True).encode() + b"\n"
+    return json.dumps(record, sort_keys=True).encode() + b"\n"
 
 
 def _picked(path: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,6 +40,10 @@ class GitContext:
     commit: str
     folder: str = ""
 
+    def __str__(self) -> str:
+        """In one spelling: what two ways of writing it have in common."""
+        return f"{self.url}#{self.commit}" + (f":{self.folder}" if self.folder else "")
+
     @staticmethod
     def is_git(text: str) -> bool:
         """Whether a build context is meant as a git repository: it is a URL, or `user@host:path`."""

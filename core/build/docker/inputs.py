@@ -70,11 +70,6 @@ async def open_inputs(definition: EnvironmentDefinition, scratch: Path) -> Async
     """
     _check(definition)
     if not definition.build_context:
-        if not is_dockerfile_text(definition.dockerfile):
-            raise SpecificationError(
-                f"the definition's dockerfile is {definition.dockerfile!r:.200}, which is no Dockerfile's text: a "
-                "definition holds the text itself, not a path, because it is built where the file may not be"
-            )
         yield _checked(definition, read_dockerfile(definition.dockerfile), None, DOCKERFILE)
     elif GitContext.is_git(definition.build_context):
         wanted = GitContext.parse(definition.build_context)

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from rattler import GenericVirtualPackage
 
 LINUX = "5.10"
-"""The kernel that packages may count on. An image has none: this is the oldest that is still kept up on long support,
-and the one that conda-lock has for its default too."""
+"""The kernel that packages may count on. An image has none, and the worker's is not the job's: so it is a fixed one, of
+the long-term series of 2020."""
 
 
 def virtual_packages(request: CondaRequest) -> dict[str, tuple[str, str]]:

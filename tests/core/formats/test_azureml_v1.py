@@ -100,7 +100,7 @@ def test_everything_that_sdk_v1_writes_is_read_and_written_back_untouched(folder
 
     environment.save_to_directory(tmp_path / "saved")
     saved = document(tmp_path / "saved")
-    empty = {f"{kind}Libraries": [] for kind in ("maven", "pypi", "rcran", "jar", "egg")}
+    empty: dict[str, list[str]] = {f"{kind}Libraries": [] for kind in ("maven", "pypi", "rcran", "jar", "egg")}
     assert saved == FULL | {"databricks": empty}
     assert list(saved) == list(FULL)
     assert list(saved["docker"]) == list(FULL["docker"])
@@ -148,7 +148,7 @@ def test_a_build_context_is_kept_with_its_location(folder: Path, tmp_path: Path)
     assert document(tmp_path / "saved")["docker"]["buildContext"] == context
     context["locationType"] = "storageAccount"
     stored = Environment.load_from_directory(write(folder, {"name": "x", "docker": {"buildContext": context}}))
-    with pytest.raises(DefinitionError, match="storageAccount.*download"):
+    with pytest.raises(DefinitionError, match=r"storageAccount.*download"):
         stored.definition()
 
 
@@ -342,8 +342,8 @@ def test_a_literal_password_is_never_written_and_a_reference_is(
     assert not (tmp_path / "saved").exists()
     assert "literal password" in caplog.text
     assert PLANTED not in caplog.text
-    for given in ("secret:registry", SecretValue(PLANTED, SecretReference.parse("secret:registry"))):
-        environment.docker.base_image_registry.password = given
+    for password in ("secret:registry", SecretValue(PLANTED, SecretReference.parse("secret:registry"))):
+        environment.docker.base_image_registry.password = password
         environment.save_to_directory(tmp_path / "saved", overwrite=True)
         assert document(tmp_path / "saved")["docker"]["baseImageRegistry"]["password"] == "secret:registry"
         assert PLANTED not in (tmp_path / "saved" / ENVIRONMENT).read_text()

@@ -70,7 +70,6 @@ async def test_a_folder_brings_its_dockerfile(folder: Path, tmp_path: Path) -> N
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "neither": ({}, "has neither a Dockerfile nor a build context"),
-    "a path for text": ({"dockerfile": "docker/Dockerfile"}, "holds the text itself, not a path"),
     "no FROM": ({"dockerfile": "RUN x\n"}, "before the first FROM"),
     "no such stage": ({"dockerfile": TEXT, "build_target": "last"}, "its named stages: first"),
     "no such folder": ({"build_context": "nowhere"}, "no folder is at the build context 'nowhere'"),

@@ -20,7 +20,7 @@ PYTHONS = (CondaPackage("python", "3.11.9"), CondaPackage("python", "3.12.4"))
 @pytest.fixture
 def channel(tmp_path: Path) -> Channel:
     """The packages of the standard channel, with two Pythons that are only names."""
-    made = Channel(tmp_path / "channel")
+    made = Channel(tmp_path / "a channel")
     made.add(*(replace(package, subdir="linux-64") for package in (*PYTHONS, *example_packages("3.11.9"))))
     return made
 
