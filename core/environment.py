@@ -5,7 +5,7 @@
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -15,6 +15,7 @@ from prefect_environments.core.conda_dependencies import CondaDependencies
 from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.errors import DefinitionError, NotSupportedYet
 from prefect_environments.core.formats import requirements as requirements_format
+from prefect_environments.core.formats.requirements import Requirements
 from prefect_environments.core.names import check_name
 from prefect_environments.core.sections import DockerBuildContext, DockerSection, PythonSection, Section
 
@@ -144,6 +145,61 @@ class Environment(Section):
         """The image that a Dockerfile in a folder or git repository describes, as it is (user-managed)."""
         environment = cls._with_packages(name, None, None)
         environment.docker.build_context = docker_build_context
+        return environment
+
+    @classmethod
+    def from_pylock(cls, name: str, file_path: str | Path) -> Self:
+        """An environment of a lock (PEP 751, `pylock.toml`), which is used as it is: hashes are checked, nothing is
+        resolved and nothing added. Raises `SpecificationError`."""
+        from prefect_environments.core.formats import pylock  # noqa: PLC0415  # only where it is needed
+
+        environment = cls(name)
+        environment.python.pylock = pylock.read(Path(file_path))
+        return environment
+
+    @classmethod
+    def from_pyproject(
+        cls, name: str, path: str | Path, *, extras: Sequence[str] = (), groups: Sequence[str] = ()
+    ) -> Self:
+        """An environment of a project's dependencies; of the `uv.lock` beside its `pyproject.toml` where there is one.
+
+        `extras` and dependency `groups` are taken as well. The project itself is not installed. Raises
+        `SpecificationError`.
+        """
+        from prefect_environments.core.formats import pyproject  # noqa: PLC0415  # only where it is needed
+
+        found = pyproject.read(Path(path), extras=extras, groups=groups)
+        environment = cls(name)
+        if found.pylock:
+            environment.python.pylock = found.pylock
+        else:
+            environment.python.requirements = Requirements(packages=found.requirements)
+            environment.python.requires_python = found.requires_python
+        return environment
+
+    @classmethod
+    def extend(
+        cls,
+        base: str,
+        version: int,
+        *,
+        name: str | None = None,
+        pip: Sequence[str] = (),
+        conda: Sequence[str] = (),
+        channels: Sequence[str] = (),
+    ) -> Self:
+        """An environment on a registered one: what that has stays as it is, and only what is added is new.
+
+        `name` is `{base}-extended` unless given. What asks for another version of a package that the base has is
+        refused when the environment is built. Raises `NameNotAllowed`, `DefinitionError`.
+        """
+        environment = cls(f"{base}-extended" if name is None else name)
+        packages = CondaDependencies.create(conda_packages=list(conda), pip_packages=list(pip))
+        for channel in channels:
+            packages.add_channel(channel)
+        environment.python.conda_dependencies = packages
+        environment.python.extends = f"{base}:{version}"
+        environment.definition()
         return environment
 
     @classmethod

@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
+from prefect_environments.core.build.docker.checkout import GitContext
 from prefect_environments.core.checks.finding import Finding, error, only_here, warning
 from prefect_environments.core.checks.support import UBUNTU_END_OF_SUPPORT
 from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.distribution.reference import Reference
-from prefect_environments.core.errors import DefinitionError
+from prefect_environments.core.errors import DefinitionError, SpecificationError
 from prefect_environments.core.registry_settings import LAYOUT_PREFIX
 
 DOCKERFILE_LIMIT = 1024 * 1024
@@ -22,11 +23,6 @@ _DEPRECATED = re.compile(
     r"azureml/(?:base(?:-gpu|-lite)?|o16n-base/.+|(?:intelmpi|openmpi)[0-9.]+(?:-cuda[0-9.]+-cudnn[0-9]+)?-ubuntu1[68]\.04)"
 )
 _UBUNTU = re.compile(r"azureml/.*-ubuntu(?P<release>[0-9]{2}\.[0-9]{2})")
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|git@")
-_GIT = re.compile(
-    r"(?:(?:https?|git|ssh)://(?:[^/@:\s]+@)?[^/@\s]+/|git@[^:/\s]+:)[^\s#]+"
-    r"#(?:[0-9a-f]{40}|[0-9a-f]{64})(?::[^\s]*)?"
-)
 _AZUREML = re.compile(r"azureml:(?P<rest>.+)", re.IGNORECASE)
 
 
@@ -101,7 +97,7 @@ def check_dockerfile(definition: EnvironmentDefinition) -> Iterator[Finding]:
     context = definition.build_context
     if not context:
         return
-    if _URL.match(context):
+    if GitContext.is_git(context):
         yield from _git(context)
     elif not Path(context).is_dir():
         yield error("build_context", f"there is no folder {context!r:.300}", "correct its path")
@@ -134,13 +130,10 @@ def _size(field: str, size: int) -> Iterator[Finding]:
 
 
 def _git(context: str) -> Iterator[Finding]:
-    if not _GIT.fullmatch(context):
-        yield error(
-            "build_context",
-            "the build context is no URL of a git repository with a full commit",
-            "write https://HOST/PATH#COMMIT, or #COMMIT:FOLDER, with 40 hexadecimal digits, and without credentials; "
-            "download what is elsewhere into a folder",
-        )
+    try:
+        GitContext.parse(context)
+    except SpecificationError as refusal:
+        yield error("build_context", str(refusal), "download what is not in git into a folder")
     else:
         yield only_here("build_context", "the build context is in git", "for Azure ML, check it out into a folder")
 

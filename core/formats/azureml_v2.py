@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from prefect_environments.core.build.docker.checkout import GitContext
 from prefect_environments.core.definition import EnvironmentDefinition, check_base_image
 from prefect_environments.core.distribution.reference import Reference
 from prefect_environments.core.errors import DefinitionError, SpecificationError
@@ -44,8 +45,6 @@ _OF_THE_SERVICE = ("creation_context", "id", "latest_version", "resourceGroup")
 _ROUTES = ("liveness_route", "readiness_route", "scoring_route")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _ELSEWHERE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|git@", re.IGNORECASE)
-_GIT = re.compile(r"(?:https?|git|ssh)://|git@", re.IGNORECASE)
-_BLOB = re.compile(r"https?://[^/]*\.blob\.[^/]*/", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,10 +270,13 @@ class _Reader:
         if path is None:
             raise self._refused(table.line_of("build"), "build needs a path: a folder, or a git URL with a commit")
         dockerfile = self._scalar(build, "dockerfile_path") or Text.of("Dockerfile", "str", path.line)
-        if "://" in path and (problem := credentials.problem(path)):
-            raise self._refused(path.line, problem)
         fields = {"build_context": str(path)}
-        if not _GIT.match(path) or _BLOB.match(path):
+        if GitContext.is_git(path):
+            try:
+                GitContext.parse(path)
+            except SpecificationError as error:
+                raise self._refused(path.line, str(error)) from None
+        else:
             fields["build_context"] = str(self._folder_of_context(path, dockerfile))
         return fields | ({"dockerfile_path": str(dockerfile)} if dockerfile != "Dockerfile" else {})
 

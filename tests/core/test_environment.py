@@ -449,3 +449,29 @@ def test_a_misspelt_attribute_names_the_nearest_one() -> None:
         environment.docker.base_imge = "python:3.12"
     with pytest.raises(AttributeError, match="cannot be set"):
         environment.version = 3
+
+
+def test_an_extension_names_its_base_and_what_is_added() -> None:
+    environment = Environment.extend("base-env", version=7, pip=["pandas>=2", "PyYAML"], conda=["libgomp"])
+    definition = environment.definition()
+    assert (definition.name, definition.extends) == ("base-env-extended", "base-env:7")
+    assert definition.requirements == ("pandas>=2", "pyyaml")
+    assert definition.conda_dependencies == ("libgomp",)
+    assert Environment.extend("base-env", 7, name="mine").definition().name == "mine"
+    with pytest.raises(DefinitionError, match="expected name:version"):
+        Environment.extend("base-env", version=0)
+
+
+def test_a_lock_and_a_project_are_read_from_their_files(tmp_path: Path) -> None:
+    wheel = f'{{url = "https://files.example.com/a-1-py3-none-any.whl", hashes = {{sha256 = "{"a" * 64}"}}}}'
+    (tmp_path / "pylock.toml").write_text(
+        f'lock-version = "1.0"\n[[packages]]\nname = "a"\nversion = "1"\nwheels = [{wheel}]\n'
+    )
+    definition = Environment.from_pylock("locked", tmp_path / "pylock.toml").definition()
+    assert "a-1-py3-none-any.whl" in definition.pylock and not definition.requirements
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\nname = "p"\nrequires-python = ">=3.11"\ndependencies = ["pandas"]\n'
+        '[dependency-groups]\nx = ["six"]\n'
+    )
+    definition = Environment.from_pyproject("project", tmp_path, groups=["x"]).definition()
+    assert (definition.requirements, definition.requires_python) == (("pandas", "six"), ">=3.11")

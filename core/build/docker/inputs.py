@@ -20,7 +20,7 @@ from prefect_environments.core.build.docker.context import (
     open_entry,
     read_context,
 )
-from prefect_environments.core.build.docker.dockerfile import from_images, is_dockerfile_text, read_dockerfile
+from prefect_environments.core.build.docker.dockerfile import from_images, read_dockerfile
 from prefect_environments.core.concurrency import gather
 from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.errors import BuildError, SpecificationError
