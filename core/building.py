@@ -114,6 +114,7 @@ async def _assemble(
         layers=done.layers,
         overlaps=done.overlaps,
         bytes_sent=done.bytes_sent,
+        not_run=done.not_run,
     )
 
 

@@ -277,7 +277,7 @@ class Environment(Section):
 
     @classmethod
     def load_from_yaml(cls, path: str | Path, name: str | None = None) -> Self:
-        """Read an environment of Azure ML v2 (YAML). `name` counts where the file has none."""
+        """Read an environment of Azure ML v2 (YAML). A given `name` wins over the file's."""
         from prefect_environments.core.formats import azureml_v2  # noqa: PLC0415  # only where it is needed
 
         return cls.from_definition(azureml_v2.read(path, name=name).definition)

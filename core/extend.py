@@ -7,8 +7,9 @@ from packaging.utils import canonicalize_name
 
 from prefect_environments.core import attachments
 from prefect_environments.core.definition import EnvironmentDefinition
-from prefect_environments.core.errors import DefinitionError
+from prefect_environments.core.errors import DefinitionError, VersionNotFound
 from prefect_environments.core.lock.model import Lock, LockedPackage
+from prefect_environments.core.names import is_curated
 from prefect_environments.core.site import Site
 
 _DEPTH = 20
@@ -44,7 +45,12 @@ async def effective(site: Site, definition: EnvironmentDefinition, _depth: int =
         return Effective(definition)
     if _depth > _DEPTH:
         raise DefinitionError(f"{definition.extends} stands on more than {_DEPTH} environments; flatten some of them")
-    record = await site.workspace.versions.get(*definition.base_version())
+    name, version = definition.base_version()
+    try:
+        record = await site.workspace.versions.get(name, version)
+    except VersionNotFound as error:
+        advice = "; it is curated: build and register it first" if is_curated(name) else ""
+        raise VersionNotFound(f"{definition.name!r} extends {definition.extends}: {error}{advice}") from None
     stored = EnvironmentDefinition(**record.definition)
     if stored.user_managed:
         raise DefinitionError(

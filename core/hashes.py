@@ -94,6 +94,7 @@ def image_hash(lock: Lock) -> str:
         counted["managed"] = False
     if lock.conda:
         counted["conda"] = [list(package.identity()) for package in lock.conda]
+        counted["linker"] = recipe.LINKER
     if lock.bytecode:
         counted["bytecode"] = lock.bytecode
     if lock.conda or lock.bytecode:

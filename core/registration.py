@@ -58,6 +58,9 @@ def find(workspace: Workspace, definition: EnvironmentDefinition, version: int |
 def details(workspace: Workspace, record: VersionRecord) -> ReadyImage:
     """The image of a version; `NotFound` if the registry no longer has it."""
 
+    if not record.reference:
+        raise NotFound(f"{record.name} is curated, and not built in this workspace yet; register(workspace) builds it")
+
     async def work() -> bool:
         async with open_site(workspace) as site:
             return await steps.has_image(site, record)

@@ -202,6 +202,7 @@ def _request(site: Site, plan: _Plan, base: LockedBase) -> ResolveRequest:
         require_hashes=definition.require_hashes,
         only_binary=definition.only_binary,
         allow_source_builds=definition.allow_source_builds or site.workspace.allow_source_builds,
+        with_pip="pip" not in {package.name for package in plan.conda},
         pylock=definition.pylock,
         index_credentials=site.index_credentials,
     )

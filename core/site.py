@@ -92,6 +92,7 @@ async def open_site(
 def _sweep(site: Site) -> None:
     """Remove what dead processes left: at each start, because a run that finds all in place writes nothing."""
     folders = [site.scratch, *(site.cache / name for name in ("wheels", "built", "resolve"))]
+    folders += (site.cache / "private-wheels").glob("*")
     for folder in [*folders, site.store.scratch] if isinstance(site.store, Layout) else folders:
         files.sweep(folder)
 

@@ -46,6 +46,8 @@ class BuiltImage:
     layers: "tuple[LayerReport, ...]" = ()
     overlaps: "tuple[Overlap, ...]" = ()
     bytes_sent: int = 0
+    not_run: tuple[str, ...] = ()
+    """Scripts of conda packages that an installer would have run: `package: path`."""
 
 
 async def find_registered(site: Site, definition: EnvironmentDefinition) -> ReadyImage | None:

@@ -7,15 +7,17 @@ import asyncio
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from prefect_environments.core import files
 from prefect_environments.core.build import catalog as catalogs
-from prefect_environments.core.build import recipe, tar
+from prefect_environments.core.build import deflate, gzip, recipe, tar
 from prefect_environments.core.build.base import BaseImage
+from prefect_environments.core.build.bytecode import Compiler, Spool, compile_wheel
 from prefect_environments.core.build.catalog import Catalog
 from prefect_environments.core.build.fetch import WheelCache
 from prefect_environments.core.build.inspect import DEFAULT_PATH
@@ -96,15 +98,20 @@ class Assembler:
     """What is in the layers that were built now, by layer key."""
     _unchecked: set[str] = field(default_factory=set)
     """Keys of the layers whose wheels are not checked yet."""
+    _compiler: Compiler | None = None
     _all_checked: asyncio.Event = field(default_factory=asyncio.Event)
     _sent: int = 0
 
     async def assemble(self, lock: Lock, tag: str) -> Assembled:
         """Build, store and tag the image of a lock; every error leaves the repository without that tag.
 
-        Raises `PackageError` for a wheel that is refused, `BaseImageError` for a base with too many layers, and
-        the errors of the registry.
+        Raises `PackageError` for a wheel that is refused, `BaseImageError` for a base with too many layers,
+        `BuildError` where bytecode cannot be compiled, and the errors of the registry.
         """
+        with Compiler(lock.bytecode) if lock.bytecode else nullcontext() as self._compiler:
+            return await self._assembled(lock, tag)
+
+    async def _assembled(self, lock: Lock, tag: str) -> Assembled:
         try:
             return await self._assemble(lock, tag)
         except RegistryError as error:
@@ -192,10 +199,12 @@ class Assembler:
         return layer
 
     async def _build_layer(self, lock: Lock, planned: PlannedLayer) -> AddedLayer:
+        if self._compiler is not None and planned.packages:
+            await asyncio.to_thread(self._compiler.prepare)  # before anything is downloaded
         paths = await gather(self.wheels.get(package) for package in planned.contents)
         with files.storage("writing a layer", self.scratch), files.temporary_file(self.scratch) as file:
             async with self._converting:
-                convert = _convert_conda if planned.conda else _convert
+                convert = _convert_conda if planned.conda else partial(_convert, compiler=self._compiler)
                 blob, self._built[planned.key] = await asyncio.to_thread(
                     convert, planned, paths, lock, file, self.scratch
                 )
@@ -241,7 +250,7 @@ class Assembler:
 
 
 def _convert(
-    planned: PlannedLayer, paths: list[Path], lock: Lock, file: BinaryIO, _: Path
+    planned: PlannedLayer, paths: list[Path], lock: Lock, file: BinaryIO, scratch: Path, compiler: Compiler | None
 ) -> tuple[LayerBlob, _Contents]:
     with ExitStack() as stack:
         wheels = []
@@ -249,7 +258,11 @@ def _convert(
             wheel = Wheel.open(path, package.filename, lock.target)
             stack.callback(wheel.close)
             wheels.append((package.name, wheel))
-        blob, overlaps = write_wheels(wheels, file)
+        if compiler is not None:
+            spool = Spool(stack.enter_context(files.temporary_file(scratch)))
+            for _, wheel in wheels:
+                compile_wheel(wheel, recipe.site_packages(lock.target), compiler, spool)
+        blob, overlaps = write_wheels(wheels, file, gzip.member if compiler is None else deflate.member)
         return blob, _Contents(overlaps, {name: list(wheel.contents) for name, wheel in wheels})
 
 

@@ -16,6 +16,7 @@ import struct
 from types import CodeType
 
 REQUEST, ANSWER = struct.Struct("<III"), struct.Struct("<BI")
+STRUCT_ERROR = struct.error
 OK, SKIPPED, NO_MEMORY = 0, 1, 2
 _HASHED = (str, bytes, int, float, complex)
 

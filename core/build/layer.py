@@ -4,6 +4,7 @@ Memory stays bounded by the chunk size, whatever the size of a member.
 """
 
 import hashlib
+import posixpath
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import BinaryIO
 
 from prefect_environments.core.build import gzip, tar
 from prefect_environments.core.build.archive import Archive
-from prefect_environments.core.build.wheel import Content, Wheel
+from prefect_environments.core.build.wheel import Bytecode, Content, Wheel
 from prefect_environments.core.oci.descriptor import LAYER_GZIP
 
 _PENDING_MAX = 1024 * 1024
@@ -128,8 +129,11 @@ def write_entries(entries: Iterable[tuple[tar.Entry, bytes]], out: BinaryIO) -> 
     return writer.finish()
 
 
-def write_wheels(wheels: Sequence[tuple[str, Wheel]], out: BinaryIO) -> tuple[LayerBlob, list[Overlap]]:
+def write_wheels(
+    wheels: Sequence[tuple[str, Wheel]], out: BinaryIO, encode: Callable[[bytes], bytes] = gzip.member
+) -> tuple[LayerBlob, list[Overlap]]:
     """A layer of one or more named wheels; where two bring one path, the later one wins and it is reported.
+    Bytecode comes from the wheel whose module it is.
 
     A folder of one wheel wins over a file of another, whatever their order. The order of the members in the wheels'
     archives does not count.
@@ -143,14 +147,24 @@ def write_wheels(wheels: Sequence[tuple[str, Wheel]], out: BinaryIO) -> tuple[La
             owners[path] = (name, wheel)
     folders = tar.parents(owners)
     overlaps += [_below(path, owners) for path in sorted(folders & owners.keys())]
-    writer = LayerWriter(out)
-    for path in sorted(folders | owners.keys()):
+    bytecode = _bytecode(owners)
+    folders |= tar.parents(bytecode)
+    writer = LayerWriter(out, encode)
+    for path in sorted(folders | owners.keys() | bytecode.keys()):
         if path in folders:  # also where another wheel has a file of that name
             writer.add(tar.Entry(path, 0o755, tar.DIRECTORY))
+        elif path in bytecode:
+            writer.add_stream(bytecode[path].entry, bytecode[path].size, bytecode[path].read())
         else:
             wheel = owners[path][1]
             _add_content(writer, wheel, wheel.contents[path])
     return writer.finish(), overlaps
+
+
+def _bytecode(owners: dict[str, tuple[str, Wheel]]) -> dict[str, Bytecode]:
+    """The bytecode of the modules that are in the layer, by its own path; none below what another wheel has as a file."""
+    found = [wheel.bytecode[path] for path, (_, wheel) in owners.items() if path in wheel.bytecode]
+    return {one.entry.path: one for one in found if posixpath.dirname(one.entry.path) not in owners}
 
 
 def _below(path: str, owners: dict[str, tuple[str, Wheel]]) -> Overlap:

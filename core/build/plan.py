@@ -172,8 +172,8 @@ def _names(kind: str, packages: Sequence[LockedPackage | LockedCondaPackage]) ->
 
 
 def layer_key(packages: tuple[LockedPackage, ...], lock: Lock) -> str:
-    """64 hex digits that name a layer by what its bytes depend on: packages, prefix, Python minor, recipe."""
-    return digests.hex_of(canonical.digest(recipe.layer_inputs(packages, lock.target)))
+    """64 hex digits that name a layer by what its bytes depend on: packages, prefix, Python, bytecode, recipe."""
+    return digests.hex_of(canonical.digest(recipe.layer_inputs(packages, lock.target, lock.bytecode)))
 
 
 def skeleton_key(lock: Lock) -> str:

@@ -27,13 +27,17 @@ def executable() -> str:
     return f"{PREFIX}/bin/python"
 
 
-def layer_inputs(packages: tuple[LockedPackage, ...], target: Target) -> dict[str, object]:
-    """All that a package layer's bytes depend on, as JSON; its canonical digest is the layer key."""
+def layer_inputs(packages: tuple[LockedPackage, ...], target: Target, bytecode: str = "") -> dict[str, object]:
+    """All that a package layer's bytes depend on, as JSON; its canonical digest is the layer key.
+
+    `bytecode` is the full version of the Python that compiles the packages' modules, or empty.
+    """
     return {
         "recipe": VERSION,
         "prefix": PREFIX,
         "python": target.python_minor,
         "packages": [list(package.identity()) for package in packages],
+        **({"bytecode": bytecode, "codec": CODEC} if bytecode else {}),
     }
 
 

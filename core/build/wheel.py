@@ -9,6 +9,7 @@ import hashlib
 import io
 import posixpath
 import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -37,22 +38,51 @@ class Content:
     data: bytes | ZipInfo
 
 
-class Wheel:
-    """An opened and checked wheel. `contents` maps paths in the image (no leading slash) to their content."""
+@dataclass(frozen=True, slots=True)
+class Bytecode:
+    """The compiled form of a module: its entry, its size in bytes, and what gives them in chunks."""
 
-    def __init__(self, archive: Archive, contents: dict[str, Content]) -> None:
+    entry: Entry
+    size: int
+    read: Callable[[], Iterable[bytes]]
+
+
+class Wheel:
+    """An opened and checked wheel. `contents` maps paths in the image (no leading slash) to their content;
+    `bytecode` has the compiled form of modules, by the module's path."""
+
+    def __init__(self, archive: Archive, contents: dict[str, Content], record: str) -> None:
         self.archive = archive
         self.contents = contents
+        self.bytecode: Mapping[str, Bytecode] = {}
+        self._record = record
 
     @classmethod
     def open(cls, path: Path, filename: str, target: Target) -> Self:
         """Read a wheel for a target. Raises `PackageError` for what is unsafe or not a valid wheel."""
         archive = Archive(path, filename)
         try:
-            return cls(archive, _Installation(archive, filename, target).contents())
+            installation = _Installation(archive, filename, target)
+            return cls(archive, installation.contents(), installation.record_path)
         except BaseException:
             archive.__exit__(None, None, None)
             raise
+
+    def add_bytecode(self, compiled: Mapping[str, Bytecode]) -> None:
+        """Take the bytecode of modules, by the module's path, in place of what the wheel itself brings of it.
+
+        RECORD lists it without hash and size, because Python may replace it ("Recording installed projects").
+        """
+        self.bytecode = compiled
+        folder = posixpath.dirname(posixpath.dirname(self._record))
+        names = {posixpath.relpath(one.entry.path, folder) for one in compiled.values()}
+        old = self.contents[self._record].data
+        assert isinstance(old, bytes)  # noqa: S101  # it was made here
+        rows = [row for row in csv.reader(io.StringIO(old.decode(), newline="")) if row[0] not in names]
+        content = _record_text([*rows, *([name, "", ""] for name in names)])
+        for one in compiled.values():
+            self.contents.pop(one.entry.path, None)
+        self.contents[self._record] = Content(Entry(self._record, 0o644), content)
 
     def close(self) -> None:
         self.archive.__exit__(None, None, None)
@@ -201,9 +231,11 @@ class _Installation:
     def _add_record(self) -> None:
         path = f"{self.dist_info}/RECORD"
         rows = {row[0]: row for row in self.record} | {path: (path, "", "")}
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows[name] for name in sorted(rows))
-        self._add(Content(Entry(f"{self.site_packages}/{path}", 0o644), text.getvalue().encode()))
+        self._add(Content(Entry(self.record_path, 0o644), _record_text(rows.values())))
+
+    @property
+    def record_path(self) -> str:
+        return f"{self.site_packages}/{self.dist_info}/RECORD"
 
     def _check_folders(self) -> None:
         folders = parents(self.found)
@@ -211,6 +243,12 @@ class _Installation:
             raise self.archive.refused(f"/{clash[0]} would be a file and a folder")
         if clash := sorted(folders & self.files):
             raise self.archive.refused(f"it would replace /{clash[0]}, a part of the environment itself")
+
+
+def _record_text(rows: Iterable[Sequence[str]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(sorted(rows, key=lambda row: row[0]))
+    return text.getvalue().encode()
 
 
 def _record_hash(hasher: "hashlib._Hash") -> str:

@@ -129,9 +129,10 @@ class Lock:
 
     def with_urls_of(self, other: "Lock") -> "Lock":
         """This lock with the download addresses that `other` has for the same files."""
-        urls = {package.sha256: package.url for package in other.packages}
+        urls = {package.sha256: package.url for package in (*other.packages, *other.conda)}
         found = tuple(replace(p, url=urls.get(p.sha256, p.url)) for p in self.packages)
-        return replace(self, packages=found)
+        conda = tuple(replace(p, url=urls.get(p.sha256, p.url)) for p in self.conda)
+        return replace(self, packages=found, conda=conda)
 
 
 def _package_table(package: LockedPackage) -> dict[str, Any]:

@@ -36,6 +36,8 @@ class ResolveRequest:
     """Build pure-Python sources into wheels on this machine, which runs their code."""
     exclude_newer: str | None = None
     """Only files uploaded before this date or RFC 3339 time."""
+    with_pip: bool = True
+    """The environment gets pip also where nothing asks for it; not where conda brings it."""
     pylock: str = ""
     """Text of a given lock (PEP 751), which is used as it is in place of `packages`."""
     index_credentials: Mapping[str, tuple[str, str]] = field(default_factory=dict, repr=False, compare=False)

@@ -188,7 +188,7 @@ def _arguments(request: ResolveRequest, index_strategy: str) -> list[str]:
 
 def _write_inputs(request: ResolveRequest, lines: tuple[str, ...], folder: Path) -> None:
     packages, constraints = lines[: len(request.packages)], lines[len(request.packages) :]
-    if "pip" not in {requirement_name(line) for line in packages}:
+    if request.with_pip and "pip" not in {requirement_name(line) for line in packages}:
         packages = (*packages, "pip")  # an environment has pip in it, as a venv or conda's does
     (folder / "requirements.in").write_text("".join(f"{line}\n" for line in packages), "utf-8")
     (folder / "constraints.in").write_text("".join(f"{line}\n" for line in constraints), "utf-8")

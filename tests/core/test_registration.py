@@ -13,6 +13,7 @@ from prefect_environments.core.errors import (
     NotFound,
     NotSupportedYet,
     PackageError,
+    RequirementsError,
     VersionNotFound,
 )
 from tests.support.base import BaseLayout
@@ -163,3 +164,9 @@ def test_a_private_wheel_that_the_registry_does_not_have_is_named(
     missing = f"tools @ wheel://sha256/{'0' * 64}/tools-1.0-py3-none-any.whl"
     with pytest.raises(PackageError, match=r"no wheel tools-1.0.*add_private_pip_wheel"):
         environment(base_layout, wheels, missing).register(workspace)
+
+
+def test_an_altered_address_of_a_private_wheel_is_refused_when_it_is_added() -> None:
+    for altered in ("wheel://sha256/zz/tools-1.0-py3-none-any.whl", "wheel://elsewhere/tools-1.0-py3-none-any.whl"):
+        with pytest.raises(RequirementsError, match="unchanged"):
+            CondaDependencies().add_pip_package(f"tools @ {altered}")

@@ -65,8 +65,7 @@ class Bench:
             logins=options.pop("logins", {}),
             scratch=self.scratch,
             builder=builder,
-            network="host",
-            **options,
+            **{"network": "host", **options},
         )
 
     @asynccontextmanager

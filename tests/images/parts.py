@@ -226,8 +226,9 @@ async def conforms(
     tool("skopeo", "copy", "-q", "--preserve-digests", *source, address, f"oci:{copied}:image")
     bundle = scratch / "bundle"
     tool("umoci", "unpack", "--rootless", "--image", f"{copied}:image", bundle)
-    assert (bundle / "rootfs/opt/env/bin/python").is_symlink()
-    assert os.access(bundle / "rootfs/opt/env/pyvenv.cfg", os.R_OK)
+    place = bundle / "rootfs/opt/env"
+    assert os.path.lexists(place / "bin/python")
+    assert any(os.access(place / name, os.R_OK) for name in ("pyvenv.cfg", "conda-meta/history"))
     if engine is not None:
         engine.pull(reference)
         engine.run(reference, "python", "-c", check)

@@ -11,6 +11,8 @@ import pytest
 from prefect_environments.core.build.docker import build as builds
 from prefect_environments.core.build.docker import engine as engines
 from prefect_environments.core.build.docker.build import Builder
+from prefect_environments.core.build.docker.buildkit import client_environment, find_command
+from prefect_environments.core.build.docker.engine import find_engine
 from prefect_environments.core.build.docker.inputs import BuildInputs
 from prefect_environments.core.errors import BuildError, EngineUnavailable, SecretError
 from prefect_environments.core.lock.target import Platform
@@ -19,7 +21,7 @@ from tests.support.base import BaseLayout
 from tests.support.engine import DockerEngine
 from tests.support.leaks import find_secret
 from tests.support.registry import Registry
-from tests.support.session import Session
+from tests.support.session import Session, missing
 
 PLANTED = "planted-3f9a71c2d8"
 
@@ -197,6 +199,42 @@ async def test_a_docker_command_that_cannot_build_is_passed_over(
     monkeypatch.setenv("PATH", f"{broken}:/nonexistent")
     async with bench.built(f"FROM {open_base}\nENV A=2\n", "auto"):
         assert "classic builder, because no docker command on PATH" in caplog.text
+
+
+async def test_the_users_buildx_plugin_goes_before(
+    bench: Bench, open_base: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A plugin in the user's configuration is found and used; this one hands on to a command that has BuildKit in it."""
+    found = await find_command(client_environment(find_engine(), tmp_path))
+    if found is None or found.words[1:] != ("build",):
+        missing("no docker command has BuildKit in itself")
+    plugin = tmp_path / "config" / "cli-plugins" / "docker-buildx"
+    plugin.parent.mkdir(parents=True)
+    plugin.write_text(
+        '#!/bin/sh\nif [ "$1" = docker-cli-plugin-metadata ]; then\n'
+        '  echo \'{"SchemaVersion": "0.1.0", "Vendor": "tests", "Version": "1"}\'; exit\nfi\n'
+        'case "$2 $3" in "version ") echo 1 ;; "build --load") shift 3; '
+        f'exec env DOCKER_BUILDKIT=1 {found.words[0]} build "$@" ;; *) exit 1 ;; esac\n'
+    )
+    plugin.chmod(0o755)
+    monkeypatch.setenv("DOCKER_CONFIG", str(plugin.parent.parent))
+    async with bench.built(f"FROM {open_base}\nRUN echo by plugin\n", "buildkit", pull=False) as image:
+        assert image.id
+    assert "docker buildx)" in caplog.text
+    assert "[2/2] RUN echo by plugin" in said(caplog)
+
+
+@both
+async def test_steps_run_on_the_network_that_the_environment_names(
+    bench: Bench, open_base: str, builder: Builder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The variable is the default; host is the engine's own network."""
+    if not bench.engine.host:
+        missing("only an engine of the tests' own is known to share this network")
+    monkeypatch.setenv(builds.NETWORK_VARIABLE, "host")
+    step = f"RUN readlink /proc/self/ns/net # {bench.mark}"
+    async with bench.built(f"FROM {open_base}\n{step}\n", builder, network=None):
+        assert str(Path("/proc/self/ns/net").readlink()) in said(caplog)
 
 
 @pytest.fixture(scope="session")

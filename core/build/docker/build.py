@@ -35,7 +35,6 @@ Builder = Literal["auto", "buildkit", "classic"]
 NETWORK_VARIABLE = "PREFECT_ENVIRONMENTS_BUILD_NETWORK"
 
 _NETWORK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*")
-_SECRET_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _CLEANUP = 60.0  # seconds for the engine to take away what a failed build left
 
 logger = logging.getLogger(__name__)
@@ -159,9 +158,6 @@ def _check(inputs: BuildInputs, secrets: Mapping[str, str], logins: Logins, buil
     if set(secrets) != set(inputs.secrets):
         missing = ", ".join(sorted(set(inputs.secrets) ^ set(secrets)))
         raise SecretError(f"the build's secrets and the values given for them differ in {missing}; give each a value")
-    for name in secrets:
-        if not _SECRET_ID.fullmatch(name):
-            raise DefinitionError(f"the id of a build secret is letters, digits, '.', '_' and '-', not {name!r:.100}")
     if secrets and builder == "classic":
         raise EngineUnavailable("build secrets need BuildKit, which the classic builder is not; build with it instead")
     if network and not _NETWORK.fullmatch(network):

@@ -17,7 +17,7 @@ from prefect_environments.core.build.docker.archive import SavedImage, SavedLaye
 from prefect_environments.core.build.docker.engine import LABEL, EngineImage
 from prefect_environments.core.build.transfer import copy_blob, shared_path
 from prefect_environments.core.concurrency import gather
-from prefect_environments.core.errors import ImageError, NotFound
+from prefect_environments.core.errors import DigestMismatch, ImageError, NotFound
 from prefect_environments.core.oci import descriptor as types
 from prefect_environments.core.oci import digest as digests
 from prefect_environments.core.oci.append import AddedLayer
@@ -159,7 +159,7 @@ class Push:
         digest = await asyncio.to_thread(digests.of_file, path)
         descriptor = oci_layer(Descriptor(saved.media_type, digest, path.stat().st_size))
         if descriptor.media_type != types.LAYER_ZSTD:
-            await asyncio.to_thread(check_layer, path, descriptor, saved.diff_id)
+            await asyncio.to_thread(_check, path, descriptor, saved.diff_id)
         return descriptor, await self.repository.write_blob(descriptor, path, on_bytes=self.progress.sent)
 
     async def _remember(self, descriptor: Descriptor, diff_id: str, title: str) -> None:
@@ -191,18 +191,30 @@ def _save(image: EngineImage, folder: Path, found: Collection[str]) -> SavedImag
         )
 
 
+def _check(path: Path, layer: Descriptor, diff_id: str) -> None:
+    """A layer must be the one that the config names; what else is odd in it, the engine has run with."""
+    try:
+        check_layer(path, layer, diff_id)
+    except DigestMismatch:
+        raise
+    except ImageError as error:
+        logger.warning("pushed as it is: %s", error)
+
+
 def _compress(source: Path, diff_id: str, out: BinaryIO) -> Descriptor:
-    """Write a layer's tar as gzip members of one size each; it is checked first to be the tar that it should be."""
-    check_layer(source, Descriptor(types.LAYER_TAR, diff_id, source.stat().st_size), diff_id)
-    hasher, size = hashlib.sha256(), 0
+    """Write a layer's tar as gzip members of one size each; raises `DigestMismatch` for another tar."""
+    packed, plain, size = hashlib.sha256(), hashlib.sha256(), 0
     with source.open("rb") as tar:
         while chunk := tar.read(_MEMBER):
+            plain.update(chunk)
             member = deflate.member(chunk)
-            hasher.update(member)
+            packed.update(member)
             size += len(member)
             out.write(member)
     out.flush()
-    return Descriptor(types.LAYER_GZIP, f"sha256:{hasher.hexdigest()}", size)
+    if (found := f"sha256:{plain.hexdigest()}") != diff_id:
+        raise DigestMismatch(f"the Docker engine gave a layer of {found}; its config says {diff_id}. Build it again")
+    return Descriptor(types.LAYER_GZIP, f"sha256:{packed.hexdigest()}", size)
 
 
 def _own_config(content: bytes) -> bytes:

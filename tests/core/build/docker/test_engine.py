@@ -6,13 +6,16 @@ import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from prefect_environments.core.build.docker.build import build_image
 from prefect_environments.core.build.docker.client_config import client_folder, hide
 from prefect_environments.core.build.docker.commands import answer, docker_commands
 from prefect_environments.core.build.docker.engine import find_engine
-from prefect_environments.core.errors import BuildError, EngineUnavailable
+from prefect_environments.core.build.docker.inputs import BuildInputs
+from prefect_environments.core.errors import BuildError, DefinitionError, EngineUnavailable
 from prefect_environments.core.redact import redact
 
 HOST = "registry.example.com:5000"
@@ -135,3 +138,27 @@ async def test_every_docker_command_on_path_is_a_candidate_once(tmp_path: Path) 
     found = docker_commands(env)
     assert found == [str(first / "docker"), str(second / "docker")]
     assert [await answer([path], env) for path in found] == [None, "second"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"network": "--privileged"}, "network is a mode"),
+        ({"builder": "podman"}, "auto, buildkit or classic"),
+        ({"logins": {"https://registry.example.com/": ("ann", PASSWORD)}}, "scheme"),
+        ({"inputs": BuildInputs("FROM base AS one", target="two")}, "no stage 'two'"),
+    ],
+)
+async def test_what_cannot_be_built_is_refused_before_an_engine_is_asked(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], said: str
+) -> None:
+    """There is none here, and that is not what the error says; the scratch folder is not touched."""
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{home}/absent.sock")
+    given = {"inputs": BuildInputs("FROM base"), "logins": {}, **options}
+    inputs = given.pop("inputs")
+    secrets = dict.fromkeys(inputs.secrets, "value")
+    with pytest.raises(DefinitionError, match=said):
+        await build_image(inputs, secrets=secrets, scratch=tmp_path / "scratch", **given)
+    assert not (tmp_path / "scratch").exists()
+    with pytest.raises(EngineUnavailable, match=r"absent\.sock"):
+        await build_image(BuildInputs("FROM base"), secrets={}, logins={}, scratch=tmp_path / "scratch")

@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,9 +177,25 @@ async def test_a_layer_that_is_not_what_the_config_says_is_refused(tmp_path: Pat
     (tmp_path / "saved").mkdir()
     saved = read_saved(chunks(docker_form(LAYER, config=config_of(BIG))), tmp_path / "saved", HERE, lambda _: True)
     repository = Layout(tmp_path / "layout").repository("built")
-    with pytest.raises(DigestMismatch, match="unpacks to"):
+    with pytest.raises(DigestMismatch, match="gave a layer of"):
         await Push(repository, tmp_path / "scratch").store(saved, {}, "latest")
     assert await repository.find_manifest("latest") is None
+
+
+async def test_a_base_with_an_odd_tar_is_pushed_as_the_engine_has_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Other builders write a path twice; engines run such images. A packed layer of a wrong diff id is refused."""
+    odd = LAYER.rstrip(b"\0") + bytes(-len(LAYER.rstrip(b"\0")) % 512) + LAYER
+    for form, content in (("plain", docker_form(odd)), ("packed", oci_form(odd, packed=True))):
+        (tmp_path / form).mkdir()
+        saved = read_saved(chunks(content), tmp_path / form, HERE, lambda _: True)
+        repository = Layout(tmp_path / "layout").repository(form)
+        assert await Push(repository, tmp_path / "scratch").store(saved, {}, "latest")
+    assert "two entries 'file'" in caplog.text
+    wrong = replace(saved, layers=(replace(saved.layers[0], diff_id=digests.of(BIG)),))
+    with pytest.raises(DigestMismatch, match="unpacks to"):
+        await Push(repository, tmp_path / "scratch").store(wrong, {}, "latest")
 
 
 NO_IMAGES = {
