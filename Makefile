@@ -15,7 +15,7 @@ install = $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.tx
   echo "make: uv could not install; trying pip" >&2; $(BIN)/pip install --quiet -c constraints.txt $(1); }
 INPUTS := pyproject.toml constraints.txt Makefile
 
-.PHONY: help demo test lint bench clean parts
+.PHONY: help demo test lint bench profile clean parts
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -35,6 +35,9 @@ lint: $(VENV)/.dev ## ruff, mypy --strict, and the direction of imports
 
 bench: $(VENV)/.dev parts ## measure what the documentation claims
 	$(BIN)/python -m benchmarks $(ARGS)
+
+profile: $(VENV)/.dev parts ## the cold path stage by stage, beside this machine's limits
+	$(BIN)/python -m benchmarks.profile $(ARGS)
 
 clean: ## remove .venv, caches and build results
 	rm -rf $(VENV) .cache .demo dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

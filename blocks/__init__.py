@@ -1,8 +1,18 @@
-"""Configuration kept in Prefect: registries, credentials, workspaces and registered versions."""
+"""Configuration kept in Prefect: registries, credentials, Key Vaults, workspaces and registered versions."""
 
+from prefect_environments.blocks.azure import AzureCredentials
 from prefect_environments.blocks.credentials import PackageIndexCredentials
+from prefect_environments.blocks.keyvault import Keyvault, KeyvaultSecret
 from prefect_environments.blocks.registry import ContainerRegistry
 from prefect_environments.blocks.version import EnvironmentVersion
 from prefect_environments.blocks.workspace import Workspace
 
-__all__ = ["ContainerRegistry", "EnvironmentVersion", "PackageIndexCredentials", "Workspace"]
+__all__ = [
+    "AzureCredentials",
+    "ContainerRegistry",
+    "EnvironmentVersion",
+    "Keyvault",
+    "KeyvaultSecret",
+    "PackageIndexCredentials",
+    "Workspace",
+]

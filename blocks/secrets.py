@@ -1,20 +1,24 @@
-"""Secret references resolved through Prefect."""
+"""Secret references resolved through Prefect and the Key Vaults that a workspace knows."""
+
+from collections.abc import Iterable
 
 import httpx
 from prefect.blocks.system import Secret
 
+from prefect_environments.core.azure.keyvault import VaultSettings
+from prefect_environments.core.azure.store import KeyVaultSecretStore
 from prefect_environments.core.errors import SecretError
 from prefect_environments.core.secrets import SecretReference
 
 
 class PrefectSecretStore:
-    """A `SecretStore` of Prefect Secret blocks (`secret:NAME`). Key Vault forms are refused as not possible yet."""
+    """A `SecretStore` of Prefect Secret blocks (`secret:NAME`), which knows no Key Vault."""
 
     async def get(self, reference: SecretReference) -> str:
         if reference.form != "block":
             raise SecretError(
-                f"{reference}: Azure Key Vault references cannot be resolved yet; "
-                "put the secret into a Prefect Secret block and write secret:NAME"
+                f"{reference}: no Key Vault is known here; set the field keyvault of the workspace that is built in, "
+                "or put the secret into a Prefect Secret block and write secret:NAME"
             )
         try:
             block: Secret[str] = await Secret.aload(reference.name)
@@ -32,3 +36,18 @@ class PrefectSecretStore:
         if not isinstance(value, str) or not value:
             raise SecretError(f"{reference}: the Secret block holds {type(value).__name__}, not a text with content")
         return value
+
+
+class WorkspaceSecretStore(PrefectSecretStore):
+    """A `SecretStore` of Secret blocks and of a workspace's Key Vaults, the first of which is the default one.
+
+    A reference to a vault that is not among them is refused unless `allow_unknown`.
+    """
+
+    def __init__(self, vaults: Iterable[VaultSettings] = (), *, allow_unknown: bool = False) -> None:
+        self._vaults = KeyVaultSecretStore(vaults, allow_unknown=allow_unknown)
+
+    async def get(self, reference: SecretReference) -> str:
+        if reference.form == "block":
+            return await super().get(reference)
+        return await self._vaults.get(reference)

@@ -1,5 +1,6 @@
 """From a definition to its lock: the base image pinned, and the packages of conda and pip for it."""
 
+import asyncio
 import logging
 from dataclasses import dataclass, replace
 
@@ -7,6 +8,7 @@ from prefect_environments.core import attachments
 from prefect_environments.core.bases import open_base
 from prefect_environments.core.build import recipe
 from prefect_environments.core.build.base import BaseImage
+from prefect_environments.core.build.bytecode import find_interpreter
 from prefect_environments.core.build.inspect import check_interpreter, inspect_base
 from prefect_environments.core.build.private_wheels import PrivateWheelResolver
 from prefect_environments.core.definition import EnvironmentDefinition
@@ -33,6 +35,8 @@ async def resolve(site: Site, definition: EnvironmentDefinition, *, upgrade: boo
         facts = await _target(site, base, Platform.parse(wanted.platform))
         previous = _held(asked, None if upgrade else await _previous_lock(site, definition.name))
         plan = await _interpreter(site, wanted, base, facts, previous, upgrade=upgrade)
+        if wanted.compile_bytecode:
+            await asyncio.to_thread(find_interpreter, plan.target.python)  # an error now, not after the work
         lock = await _pip(site, plan, base.locked, previous, upgrade=upgrade)
         logger.info(
             "resolved %d requirements to %d packages%s",

@@ -17,7 +17,19 @@ from tests.support.wheels import make_wheel
 
 ROOT = Path(__file__).parents[1]
 
-BUILDERS = {"deflate", "docker", "installer", "platformdirs", "prefect", "rattler", "rich", "tarfile", "uv", "yaml"}
+BUILDERS = {
+    "deflate",
+    "docker",
+    "installer",
+    "platformdirs",
+    "prefect",
+    "rattler",
+    "rich",
+    "tarfile",
+    "tomli_w",
+    "uv",
+    "yaml",
+}
 """What resolving, assembling and showing need, and finding a registered image does not."""
 
 RUN = """

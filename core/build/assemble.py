@@ -250,7 +250,7 @@ class Assembler:
 
 
 def _convert(
-    planned: PlannedLayer, paths: list[Path], lock: Lock, file: BinaryIO, scratch: Path, compiler: Compiler | None
+    planned: PlannedLayer, paths: list[Path], lock: Lock, file: BinaryIO, scratch: Path, *, compiler: Compiler | None
 ) -> tuple[LayerBlob, _Contents]:
     with ExitStack() as stack:
         wheels = []

@@ -14,9 +14,8 @@ import posixpath
 import select
 import subprocess
 import sys
-import sysconfig
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from prefect_environments.core.build.wheel import Bytecode, Content, Wheel
 from prefect_environments.core.errors import BuildError
 
 SOURCE_MAX = 8 * 1024 * 1024
-"""Bytes of a source; a larger one (a table that somebody generated) gets no bytecode. Compiling takes 100 times that."""
+"""Bytes of a source; a larger one, a generated table, gets no bytecode: compiling takes 100 times that memory."""
 
 _WORKERS_MAX = 8
 _SECONDS_MAX = 900.0
@@ -81,11 +80,11 @@ def find_interpreter(version: str) -> Interpreter:
 
 def _installed() -> dict[str, str]:
     """Paths of the CPythons that uv finds here, with their versions."""
-    command = [find_uv_bin(), "python", "list", "--only-installed", "--all-versions", "--no-config", "--offline"]
+    options = ["--only-installed", "--all-versions", "--no-config", "--offline", "--output-format", "json"]
     environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
     try:
         done = subprocess.run(
-            [*command, "--output-format", "json"],
+            [find_uv_bin(), "python", "list", *options],
             env={**environment, "UV_PYTHON_DOWNLOADS": "never"},
             capture_output=True,
             check=True,
@@ -129,7 +128,8 @@ class Compiler:
     def __init__(self, version: str, *, workers: int | None = None) -> None:
         self.version = version
         self._count = workers or min(_WORKERS_MAX, len(os.sched_getaffinity(0)))
-        self._lock = threading.Lock()
+        self._lock, self._searching = threading.Lock(), threading.Lock()
+        self._interpreter: Interpreter | None = None
         self._workers: list[_Worker] = []
         self._idle: list[_Worker] = []
         self._closed = False
@@ -145,20 +145,27 @@ class Compiler:
             for worker in self._workers:
                 worker.kill()
         self._pool.shutdown(wait=True, cancel_futures=True)
+        for worker in self._workers:
+            worker.close()
 
     def prepare(self) -> Interpreter:
         """The interpreter; raises `BuildError` where it, or the codec that layers are named after, is missing."""
-        deflate.check()
-        return find_interpreter(self.version)
+        with self._searching:
+            if self._interpreter is None:
+                deflate.check()
+                self._interpreter = find_interpreter(self.version)
+        return self._interpreter
 
     def compile(self, source: bytes, path: str) -> bytes | None:
         """The .pyc file of a source that is at `path` in the image, or None for what is not valid Python."""
+        interpreter = self.prepare()
         with self._lock:
             if self._closed:
                 raise BuildError(f"{path} is not compiled: the build has ended")
-            worker = self._idle.pop() if self._idle else _Worker(self.prepare())
-            if worker not in self._workers:
-                self._workers.append(worker)
+            if not self._idle:
+                self._idle.append(_Worker(interpreter))
+                self._workers += self._idle
+            worker = self._idle.pop()
         content = worker.compile(source, path)
         with self._lock:
             self._idle.append(worker)
@@ -212,9 +219,15 @@ class _Worker:
         return content if status == protocol.OK else None
 
     def kill(self) -> None:
-        with suppress(OSError):
-            self._process.kill()
+        self._process.kill()
         self._process.wait()
+
+    def close(self) -> None:
+        """Close the pipes, once no thread uses them."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with suppress(OSError):  # what was not sent to a dead process
+                    pipe.close()
 
 
 class Spool:

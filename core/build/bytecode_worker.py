@@ -35,7 +35,7 @@ def main() -> None:
 def compile_file(source: bytes, path: str, mtime: int) -> "tuple[int, bytes]":
     """The .pyc file (PEP 552, checked by time and size) of a source that will be at `path`."""
     try:
-        strings: "list[str]" = []
+        strings: list[str] = []
         code = _steady(compile(source, path, "exec", dont_inherit=True, optimize=0), strings)
         content = marshal.dumps(code)  # while `strings` lives
     except MemoryError as error:  # a text comes with it where the source is nested too deeply for the parser
@@ -54,7 +54,7 @@ def _steady(code: CodeType, strings: "list[str]") -> CodeType:
     strings += (code.co_filename, code.co_name, getattr(code, "co_qualname", ""))
     strings += code.co_names + code.co_varnames + code.co_freevars + code.co_cellvars
     constants = tuple(_steady_constant(constant, strings) for constant in code.co_consts)
-    if all(new is old for new, old in zip(constants, code.co_consts)):
+    if all(new is old for new, old in zip(constants, code.co_consts)):  # noqa: B905  # older Pythons
         return code
     return code.replace(co_consts=constants)
 

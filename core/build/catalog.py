@@ -66,6 +66,7 @@ class Catalog:
     def __init__(self, repository: Repository) -> None:
         self.repository = repository
         self._allowed = True
+        self._has_empty = False
 
     async def find_layer(self, key: str) -> AddedLayer | None:
         """A layer that some environment has already pushed, by its key."""
@@ -134,7 +135,9 @@ class Catalog:
             logger.warning("going on without %s, which would save work: %s", self.repository.name, error)
 
     async def _keep(self, tag: str, manifest: ImageManifest) -> None:
-        await self.repository.write_blob(EMPTY_DESCRIPTOR, EMPTY)
+        if not self._has_empty:  # once, not for each of a hundred layers
+            await self.repository.write_blob(EMPTY_DESCRIPTOR, EMPTY)
+            self._has_empty = True
         await self.repository.put_manifest(manifest.to_bytes(), types.IMAGE_MANIFEST, tag=tag)
 
 

@@ -162,7 +162,7 @@ def write_wheels(
 
 
 def _bytecode(owners: dict[str, tuple[str, Wheel]]) -> dict[str, Bytecode]:
-    """The bytecode of the modules that are in the layer, by its own path; none below what another wheel has as a file."""
+    """The bytecode of the modules that are in the layer, by its own path; none in what another wheel has as a file."""
     found = [wheel.bytecode[path] for path, (_, wheel) in owners.items() if path in wheel.bytecode]
     return {one.entry.path: one for one in found if posixpath.dirname(one.entry.path) not in owners}
 

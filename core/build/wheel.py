@@ -246,8 +246,8 @@ class _Installation:
 
 
 def _record_text(rows: Iterable[Sequence[str]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(sorted(rows, key=lambda row: row[0]))
+    text, ordered = io.StringIO(), sorted(rows, key=lambda row: row[0])
+    csv.writer(text, lineterminator="\n").writerows(ordered)
     return text.getvalue().encode()
 
 

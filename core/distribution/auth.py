@@ -8,15 +8,14 @@ import base64
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
-from urllib.parse import urlencode
 
 from yarl import URL
 
 from prefect_environments.core.distribution.credentials import Credentials
-from prefect_environments.core.distribution.messages import Answer, Request, Scopes
-from prefect_environments.core.errors import PrefectEnvironmentsError, RegistryAuthError
+from prefect_environments.core.distribution.messages import TOKEN_STATUSES, Answer, Request, Scopes, form_request
+from prefect_environments.core.errors import RegistryAuthError
 from prefect_environments.core.redact import remember
 
 CLIENT_ID = "prefect-environments"
@@ -30,6 +29,7 @@ _WORD = re.compile(r"[^ \t,]*")
 _ESCAPE = re.compile(r"\\(.)")
 _SENDABLE = re.compile(r"[\x21-\x7e]+")
 _HEADER_LIMIT = 16 * 1024
+_LONGEST = 24 * 3600.0  # a token that says more is believed no more than one that says nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,23 +80,13 @@ def format_scopes(scopes: Scopes) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    header: str
+    value: str
     expires: float
     born: float = 0.0
 
-
-class _Form:
-    """A small urlencoded body."""
-
-    def __init__(self, fields: dict[str, str]) -> None:
-        self._content = urlencode(fields).encode()
-        self.size = len(self._content)
-        self.failure: PrefectEnvironmentsError | None = None
-
-    async def pieces(self, on_progress: Callable[[bool], None]) -> AsyncIterator[bytes]:
-        on_progress(False)
-        yield self._content
-        on_progress(True)
+    @property
+    def header(self) -> str:
+        return f"Bearer {self.value}"
 
 
 class Auth:
@@ -111,6 +101,7 @@ class Auth:
         self._registry = registry
         self._clock = clock
         self._tokens: dict[Scopes, _Token] = {}
+        self._identity: _Token | None = None
         self._prefer_post: bool | None = None
 
     @property
@@ -119,6 +110,11 @@ class Auth:
         if self.credentials is None:
             return None
         return self.credentials.username or "(identity token)"
+
+    def advice(self, scopes: Scopes) -> str:
+        """What to do where these scopes are refused, as a sentence without its full stop."""
+        found = self.credentials
+        return found.advice(scopes) if found and found.advice else "Check the credentials and the user's rights"
 
     def learn(self, values: Iterable[str]) -> Scopes:
         """Take in the challenges of a 401, and give the scopes that it asks for.
@@ -195,56 +191,70 @@ class Auth:
             )
         return realm
 
+    def identity_token(self) -> Generator[Request, Answer, str | None]:
+        """The identity token, if the credentials are one or are exchanged for one; one that lives is used again.
+
+        Yields and raises as `authorize` does.
+        """
+        found = self.credentials
+        if found is None or found.exchange is None or self.challenge is None:
+            return found.identity_token if found else None
+        if self._identity is None or self._identity.expires <= self._clock():
+            answer = yield found.exchange.request(self._registry, self.challenge.parameters.get("service", ""))
+            token, seconds = found.exchange.read(self._registry, answer)
+            remember(token)
+            self._identity = self._dated(token, seconds)
+        return self._identity.value
+
     def _request_token(self, challenge: Challenge, scopes: Scopes) -> Generator[Request, Answer, _Token]:
-        """Ask by the usual method, and by the other one if the server does not have it (404, 405)."""
-        realm = self._realm(challenge)
-        service = challenge.parameters.get("service", "")
-        can_post = self.credentials is not None
-        post = can_post and (
-            self._prefer_post
-            if self._prefer_post is not None
-            else bool(self.credentials and self.credentials.identity_token)
-        )
-        answer = yield self._token_request(realm, service, scopes, post)
-        if answer.status in (404, 405) and can_post:
-            post = not post
-            answer = yield self._token_request(realm, service, scopes, post)
-        if answer.status == 200:
-            self._prefer_post = post
+        realm, known = self._realm(challenge), self._identity
+        identity = yield from self.identity_token()
+        answer = yield from self._token_answer(realm, challenge, scopes, identity)
+        if answer.status == 401 and known is not None and known is self._identity:
+            self._identity = None  # it was revoked before its time
+            identity = yield from self.identity_token()
+            answer = yield from self._token_answer(realm, challenge, scopes, identity)
         return self._read_token(realm, scopes, answer)
 
-    def _token_request(self, realm: URL, service: str, scopes: Scopes, post: bool) -> Request:
+    def _token_answer(
+        self, realm: URL, challenge: Challenge, scopes: Scopes, identity: str | None
+    ) -> Generator[Request, Answer, Answer]:
+        """Ask by the usual method, and by the other one if the server does not have it (404, 405)."""
+        service = challenge.parameters.get("service", "")
+        can_post = self.credentials is not None
+        post = can_post and (bool(identity) if self._prefer_post is None else self._prefer_post)
+        answer = yield self._token_request(realm, service, scopes, identity, post)
+        if answer.status in (404, 405) and can_post and self._identity is None:
+            post = not post
+            answer = yield self._token_request(realm, service, scopes, identity, post)
+        if answer.status == 200:
+            self._prefer_post = post
+        return answer
+
+    def _token_request(self, realm: URL, service: str, scopes: Scopes, identity: str | None, post: bool) -> Request:
         wanted = format_scopes(scopes)
-        headers = {"Accept": "application/json"}
         step = f"token request for {' '.join(wanted) or 'sign-in'}"
-        where, expect = realm.authority, frozenset(range(200, 600)) - {408, 429, 500, 502, 503, 504}
         found = self.credentials
         if found is None or not post:
+            headers = {"Accept": "application/json"}
             query = [("service", service)] if service else []
             url = realm.extend_query([*query, *(("scope", scope) for scope in wanted)])
             if found is not None:
                 headers["Authorization"] = self._token_basic(found)
             return Request(
-                method="GET", url=url, where=where, step=step, expect=expect, headers=headers, is_token_request=True
+                method="GET",
+                url=url,
+                where=realm.authority,
+                step=step,
+                expect=TOKEN_STATUSES,
+                headers=headers,
+                is_token_request=True,
             )
-        headers["Content-Type"] = "application/x-www-form-urlencoded"
-        form = _Form({**self._grant(found), "service": service, "scope": " ".join(wanted), "client_id": CLIENT_ID})
-        return Request(
-            method="POST",
-            url=realm,
-            where=where,
-            step=step,
-            expect=expect,
-            headers=headers,
-            body=form,
-            is_token_request=True,
-        )
-
-    @staticmethod
-    def _grant(found: Credentials) -> dict[str, str]:
-        if found.identity_token:
-            return {"grant_type": "refresh_token", "refresh_token": found.identity_token}
-        return {"grant_type": "password", "username": found.username, "password": found.password}
+        grant = {"grant_type": "password", "username": found.username, "password": found.password}
+        if identity:
+            grant = {"grant_type": "refresh_token", "refresh_token": identity}
+        fields = {**grant, "service": service, "scope": " ".join(wanted), "client_id": CLIENT_ID}
+        return form_request(realm, step, fields)
 
     @staticmethod
     def _token_basic(found: Credentials) -> str:
@@ -259,7 +269,7 @@ class Auth:
             who = f"user {self.user!r}" if self.credentials else "anonymous access (no credentials)"
             raise RegistryAuthError(
                 f"{self._registry.authority}: the token server {realm.authority} answered HTTP {answer.status} "
-                f"to {who} for {asked}; check user, password and the permission for it",
+                f"to {who} for {asked}. {self.advice(scopes)}",
                 status=answer.status,
             )
         try:
@@ -276,7 +286,24 @@ class Auth:
         remember(token)
         lifetime = data.get("expires_in")
         if isinstance(lifetime, bool) or not isinstance(lifetime, int | float) or not lifetime > 0:
-            lifetime = DEFAULT_LIFETIME
+            lifetime = None
+        return self._dated(token, lifetime)
+
+    def _dated(self, token: str, lifetime: float | None) -> _Token:
         # Renewed a little early: the token must still live when a request that starts now is checked.
-        now = self._clock()
-        return _Token(f"Bearer {token}", now + lifetime - min(15.0, lifetime * 0.1), now)
+        now, lifetime = self._clock(), lifetime or seconds_left(token) or DEFAULT_LIFETIME
+        return _Token(token, now + lifetime - min(15.0, lifetime * 0.1), now)
+
+
+def seconds_left(token: str) -> float | None:
+    """What a JSON Web Token says that it lives, by this machine's clock; `None` where it says nothing usable.
+
+    For caching only: its signature is the registry's business.
+    """
+    try:
+        claims = token.split(".")[1]
+        expires = json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["exp"]
+        left = float(expires) - time.time()
+    except (ValueError, RecursionError, LookupError, TypeError, OverflowError):
+        return None
+    return left if 0 < left < _LONGEST else None

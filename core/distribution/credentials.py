@@ -7,27 +7,50 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from prefect_environments.core.distribution.reference import DOCKER_HUB, check_host
 from prefect_environments.core.errors import DefinitionError, RegistryAuthError
 from prefect_environments.core.redact import remember
+
+if TYPE_CHECKING:
+    from yarl import URL
+
+    from prefect_environments.core.distribution.messages import Answer, Request, Scopes
 
 _DOCKER_HUB_KEY = "https://index.docker.io/v1/"
 _HELPER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _API_PATHS = frozenset({"", "v1", "v2"})
 
 
+class Exchange(Protocol):
+    """What is not the registry's own, such as a cloud's token, and how the registry makes an identity token of it."""
+
+    def request(self, registry: "URL", service: str) -> "Request":
+        """The request to make; `service` is the registry's name for itself."""
+
+    def read(self, registry: "URL", answer: "Answer") -> tuple[str, float | None]:
+        """The identity token and the seconds that it lives, if that is known. Raises `RegistryAuthError`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A user with a password, or an identity token (an OAuth2 refresh token). `repr` shows only the user."""
+    """A user with a password, an identity token (an OAuth2 refresh token), or what is exchanged for one. `repr` shows
+    only the user."""
 
     username: str
     password: str = field(repr=False)
     identity_token: str | None = field(default=None, repr=False)
+    exchange: Exchange | None = field(default=None, repr=False)
+    """Takes the place of an identity token; `username` is then for messages only."""
+    expires: float = field(default=inf, repr=False)
+    """When their source is to be asked again, in seconds since the epoch."""
+    advice: "Callable[[Scopes], str] | None" = field(default=None, repr=False, compare=False)
+    """What to do where these scopes are refused, as a sentence without its full stop."""
 
     def __post_init__(self) -> None:
         for secret in (self.password, self.identity_token):
@@ -36,7 +59,8 @@ class Credentials:
 
 
 class CredentialSource(Protocol):
-    """Something that knows credentials by registry, such as Docker's configuration."""
+    """Something that knows credentials by registry, such as Docker's configuration. It is asked once, and again when
+    what it gave expires."""
 
     async def get(self, host: str) -> Credentials | None:
         """Credentials for `host[:port]`; `None` if it has none. Raises `RegistryAuthError` if it cannot tell."""

@@ -67,16 +67,18 @@ def retry_after(value: str | None) -> float | None:
     return min(max(seconds, 0.0), RETRY_AFTER_LIMIT)
 
 
+_RIGHTS = "Check the credentials and the user's rights"
 _ADVICE = {
     404: "Check the registry's address, the repository's path and the tag or digest",
-    405: "The registry does not allow this operation; ask its operator whether it is switched off",
+    405: "The registry does not allow this operation: it is switched off, or the repository, tag or manifest is "
+    "locked (on Azure Container Registry, AzureContainerRegistry.unlock opens it)",
     413: "The registry, or a proxy before it, limits the size of uploads; ask its operator for a higher limit",
     429: "The registry limits the rate of requests; sign in or try again later",
 }
 
 
-def refused(request: Request, answer: Answer, user: str | None) -> RegistryError:
-    """The error for a status that the caller did not expect."""
+def refused(request: Request, answer: Answer, user: str | None, rights: str = _RIGHTS) -> RegistryError:
+    """The error for a status that the caller did not expect; `rights` is the advice where a permission is missing."""
     status = answer.status
     code, message = error_of(answer.body)
     try:
@@ -87,7 +89,7 @@ def refused(request: Request, answer: Answer, user: str | None) -> RegistryError
     kind = tidy(answer.headers.get("Content-Type", ""))
     if not said and answer.body and "json" not in kind:
         said = f" (the answer is {kind or 'of no type'}, not a registry's; something else may answer at this address)"
-    text = f"{request.where}: {request.step} failed with HTTP {status}{phrase}{said}. {_advice(request, status, user)}"
+    text = f"{request.where}: {request.step} failed with HTTP {status}{phrase}{said}. {_advice(request, status, user, rights)}"
     error: type[RegistryError] = RegistryError
     if status in (401, 403):
         error = RegistryAuthError
@@ -98,11 +100,11 @@ def refused(request: Request, answer: Answer, user: str | None) -> RegistryError
     return error(text, status=status, code=code)
 
 
-def _advice(request: Request, status: int, user: str | None) -> str:
+def _advice(request: Request, status: int, user: str | None, rights: str) -> str:
     if status in (401, 403):
         who = f"User {user!r} was signed in" if user else "No credentials were used"
         needs = " ".join(format_scopes(request.scopes)) or "sign-in"
-        return f"{who}; the permission that it needs: {needs}. Check the credentials and the user's rights"
+        return f"{who}; the permission that it needs: {needs}. {rights}"
     if status in _ADVICE:
         return _ADVICE[status]
     if status >= 500:

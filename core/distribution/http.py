@@ -4,6 +4,7 @@ import asyncio
 import random
 import re
 import ssl
+import time
 from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -116,6 +117,29 @@ class Transport:
         delay = min(8.0, self.limits.backoff * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
         await asyncio.sleep(max(delay, failure.retry_after or 0.0))
 
+    async def authorization(self, scopes: Scopes) -> str | None:
+        """The `Authorization` header for requests that need `scopes`, made elsewhere; `None` if there is none to send."""
+        request = await self._contact()
+        return await self._authorization(request, scopes)
+
+    async def identity_token(self) -> str | None:
+        """The registry's identity token for the credentials, if they are one or are exchanged for one."""
+        request = await self._contact()
+        async with self._authorizing.setdefault(frozenset(), asyncio.Lock()):
+            await self._ask_source()
+            return await self._driven(self.auth.identity_token(), request.traffic)
+
+    async def _contact(self) -> Request:
+        """Know how the registry wants to be signed in to."""
+        started, attempt = asyncio.get_running_loop().time(), 0
+        while True:
+            try:
+                await self.learn(())
+                return Request(method="GET", url=self.origin / "v2/", where=self._host, step="sign-in")
+            except Again as failure:
+                attempt += 1
+                await self.pause(failure, attempt, started)
+
     async def learn(self, traffic: tuple[Traffic, ...]) -> None:
         """Learn the authentication scheme with one `GET /v2/`, so that no body is sent just to be refused."""
         async with self._learning:
@@ -176,19 +200,28 @@ class Transport:
         if self.auth.challenge is None:
             return None
         async with self._authorizing.setdefault(scopes, asyncio.Lock()):
-            if self._credentials is not None and self.auth.credentials is None:
-                found = self._credentials
-                self.auth.credentials = found if isinstance(found, Credentials) else await found.get(self._host)
-                if self.auth.credentials is None:
-                    self._credentials = None  # the source has none; do not ask it again
-            steps = self.auth.authorize(scopes, refused, sent)
-            try:
-                question = next(steps)
-                while True:
-                    question = steps.send(await self._token_answer(replace(question, traffic=request.traffic)))
-            except StopIteration as end:
-                header: str | None = end.value
-                return header
+            await self._ask_source()
+            return await self._driven(self.auth.authorize(scopes, refused, sent), request.traffic)
+
+    async def _ask_source(self) -> None:
+        known = self.auth.credentials
+        if self._credentials is None or (known is not None and known.expires > time.time()):
+            return
+        found = self._credentials
+        self.auth.credentials = found if isinstance(found, Credentials) else await found.get(self._host)
+        if self.auth.credentials is None:
+            self._credentials = None  # the source has none; do not ask it again
+
+    async def _driven(
+        self, steps: Generator[Request, Answer, str | None], traffic: tuple[Traffic, ...]
+    ) -> str | None:
+        try:
+            question = next(steps)
+            while True:
+                question = steps.send(await self._token_answer(replace(question, traffic=traffic)))
+        except StopIteration as end:
+            value: str | None = end.value
+            return value
 
     async def _token_answer(self, request: Request) -> Answer:
         started, attempt = asyncio.get_running_loop().time(), 0
@@ -292,7 +325,7 @@ class Transport:
         answer = Answer(response.status, response.headers, b"".join(pieces)[:limit])
         if expected:
             return answer
-        error = refused(request, answer, self.auth.user)
+        error = refused(request, answer, self.auth.user, self.auth.advice(request.scopes))
         if response.status in TRANSIENT:
             raise Again(error, retry_after(response.headers.get("Retry-After")))
         raise error

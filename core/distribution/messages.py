@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
+from urllib.parse import urlencode
 
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
@@ -39,6 +40,20 @@ class Body(Protocol):
         """The bytes. `on_progress(False)` is called before each piece, `on_progress(True)` after the last."""
 
 
+class Form:
+    """A small urlencoded body."""
+
+    def __init__(self, fields: Mapping[str, str]) -> None:
+        self._content = urlencode(fields).encode()
+        self.size = len(self._content)
+        self.failure: PrefectEnvironmentsError | None = None
+
+    async def pieces(self, on_progress: Callable[[bool], None]) -> AsyncIterator[bytes]:
+        on_progress(False)
+        yield self._content
+        on_progress(True)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One HTTP request, with the words that an error about it needs."""
@@ -66,3 +81,21 @@ class Answer:
     status: int
     headers: CIMultiDictProxy[str] = field(default_factory=lambda: CIMultiDictProxy(CIMultiDict[str]()))
     body: bytes = b""
+
+
+TOKEN_STATUSES = frozenset(range(200, 600)) - {408, 429, 500, 502, 503, 504}
+"""What a token request has an answer for; after the others it is made again."""
+
+
+def form_request(url: URL, step: str, fields: Mapping[str, str]) -> Request:
+    """A token request that posts a form."""
+    return Request(
+        method="POST",
+        url=url,
+        where=url.authority,
+        step=step,
+        expect=TOKEN_STATUSES,
+        headers={"Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded"},
+        body=Form(fields),
+        is_token_request=True,
+    )

@@ -4,7 +4,6 @@ import tomllib
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import tomli_w
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
 from prefect_environments.core.errors import ResolveError
@@ -86,6 +85,8 @@ class Lock:
 
     def to_pylock(self) -> str:
         """The lock as PEP 751 text; `[tool.prefect-environments]` holds base and target."""
+        import tomli_w  # noqa: PLC0415  # a found image needs no lock to be written
+
         own: dict[str, Any] = {
             "base": {"name": self.base.name, "digest": self.base.digest},
             "target": self.target.to_json(),
@@ -129,7 +130,7 @@ class Lock:
 
     def with_urls_of(self, other: "Lock") -> "Lock":
         """This lock with the download addresses that `other` has for the same files."""
-        urls = {package.sha256: package.url for package in (*other.packages, *other.conda)}
+        urls = {p.sha256: p.url for p in other.packages} | {p.sha256: p.url for p in other.conda}
         found = tuple(replace(p, url=urls.get(p.sha256, p.url)) for p in self.packages)
         conda = tuple(replace(p, url=urls.get(p.sha256, p.url)) for p in self.conda)
         return replace(self, packages=found, conda=conda)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import stat
+import uuid
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from tests.support.base import BaseLayout
 from tests.support.engine import DockerEngine
 from tests.support.leaks import find_secret
 from tests.support.registry import Registry
-from tests.support.session import Session, missing
+from tests.support.session import missing
 
 PLANTED = "planted-3f9a71c2d8"
 
@@ -204,7 +205,7 @@ async def test_a_docker_command_that_cannot_build_is_passed_over(
 async def test_the_users_buildx_plugin_goes_before(
     bench: Bench, open_base: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A plugin in the user's configuration is found and used; this one hands on to a command that has BuildKit in it."""
+    """A plugin in the user's configuration is found and used; this one hands on to a command with BuildKit in it."""
     found = await find_command(client_environment(find_engine(), tmp_path))
     if found is None or found.words[1:] != ("build",):
         missing("no docker command has BuildKit in itself")
@@ -237,13 +238,11 @@ async def test_steps_run_on_the_network_that_the_environment_names(
         assert str(Path("/proc/self/ns/net").readlink()) in said(caplog)
 
 
-@pytest.fixture(scope="session")
-def private_base(basic_registry: Registry, base_layout_without_python: BaseLayout, test_session: Session) -> str:
-    """A base image behind a password."""
-    target = basic_registry.repository_url("docker/private:1")
-    login = {"username": basic_registry.username, "password": basic_registry.password}
-    made = test_session.once("docker-private", lambda: {"name": base_layout_without_python.push(target, **login)})
-    return str(made["name"])
+@pytest.fixture
+def private_base(basic_registry: Registry, base_layout_without_python: BaseLayout) -> str:
+    """A base image behind a password, by a name of its own: BuildKit remembers for a while who it saw for a name."""
+    target = basic_registry.repository_url(f"docker/{uuid.uuid4().hex}:1")
+    return base_layout_without_python.push(target, username=basic_registry.username, password=basic_registry.password)
 
 
 @both

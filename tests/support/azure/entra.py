@@ -172,7 +172,7 @@ class Entra(StandIn):
     def _check_certificate(self, app: App, assertion: str, header: Mapping[str, Any]) -> None:
         if app.certificate is None:
             raise Refused(401, "invalid_client", 700027, "The certificate is not registered on application")
-        algorithm = hashes.SHA256() if "x5t#S256" in header else hashes.SHA1()  # noqa: S303 - a thumbprint's name
+        algorithm = hashes.SHA256() if "x5t#S256" in header else hashes.SHA1()
         thumbprint = jwt.utils.base64url_encode(app.certificate.fingerprint(algorithm)).decode().rstrip("=")
         if thumbprint != str(header.get("x5t#S256") or header.get("x5t")).rstrip("="):
             raise Refused(401, "invalid_client", 700027, "The certificate is not registered on application")

@@ -171,7 +171,9 @@ class VaultServer(StandIn):
         return self._page(request, items)
 
     def _versions(self, request: web.Request, data: Bundle) -> Bundle:
-        return self._page(request, [_without_value(b) for b in self.secrets.get(request.match_info["name"], {}).values()])
+        return self._page(
+            request, [_without_value(b) for b in self.secrets.get(request.match_info["name"], {}).values()]
+        )
 
     def _page(self, request: web.Request, items: list[Bundle]) -> Bundle:
         size, start = int(request.query.get("maxresults", 25)), int(request.query.get("$skiptoken", 0))
