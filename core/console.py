@@ -11,7 +11,9 @@ from rich.progress import Progress as Bars
 from prefect_environments.core.progress import Progress
 
 _STEPS = {
+    "docker build": "building the Dockerfile",
     "inspect": "looking at the base image",
+    "mirror": "copying the image",
     "resolve": "resolving packages",
     "assemble": "assembling layers",
     "register": "registering the version",

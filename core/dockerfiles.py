@@ -1,6 +1,5 @@
 """Images of Dockerfiles as bases: built by a Docker engine once for what went into them, then found in the registry."""
 
-import asyncio
 import logging
 from contextlib import AsyncExitStack
 
@@ -9,8 +8,9 @@ from prefect_environments.core.build.docker.build import build_image
 from prefect_environments.core.build.docker.engine import remove_image
 from prefect_environments.core.build.docker.export import KnownLayer, known_layers, push_built
 from prefect_environments.core.build.docker.inputs import BuildInputs, inputs_digest, open_inputs
+from prefect_environments.core.concurrency import settled
 from prefect_environments.core.definition import EnvironmentDefinition
-from prefect_environments.core.errors import ImageError, NotFound
+from prefect_environments.core.errors import BuildError, ImageError, NotFound
 from prefect_environments.core.lock.model import LockedBase
 from prefect_environments.core.oci import digest as digests
 from prefect_environments.core.oci.descriptor import Descriptor
@@ -25,6 +25,9 @@ NAME = "dockerfile"
 """What locks call a base that was built: `dockerfile:<hash of the inputs>`, the same in every registry."""
 
 
+_CLEANUP = 60.0  # seconds for the engine to take the image away, also where the run is cancelled meanwhile
+
+
 async def built_base(site: Site, definition: EnvironmentDefinition) -> LockedBase:
     """The image that the definition's Dockerfile describes, in the workspace's registry: found there by the hash of
     Dockerfile, context, arguments and the digests of its own base images, else built and pushed.
@@ -34,7 +37,7 @@ async def built_base(site: Site, definition: EnvironmentDefinition) -> LockedBas
     """
     site.progress.step("docker build")
     async with open_inputs(definition, site.scratch) as inputs:
-        wanted = digests.hex_of(await inputs_digest(inputs, lambda image: _digest_of(site, definition, image)))
+        wanted = await _hash(site, definition, inputs)
         name = f"{NAME}:{wanted}"
         existing = await site.built_repository.find_manifest(wanted)
         if existing is None:
@@ -42,6 +45,11 @@ async def built_base(site: Site, definition: EnvironmentDefinition) -> LockedBas
         else:
             logger.info("the Dockerfile's image is there already: %s@%s", site.built_repository.name, existing.digest)
         return LockedBase(name, existing.digest)
+
+
+async def _hash(site: Site, definition: EnvironmentDefinition, inputs: BuildInputs) -> str:
+    """64 hex digits of all that goes into the build, the digests that its base images have now among it."""
+    return digests.hex_of(await inputs_digest(inputs, lambda image: _digest_of(site, definition, image)))
 
 
 async def _build(site: Site, definition: EnvironmentDefinition, inputs: BuildInputs, tag: str) -> Descriptor:
@@ -54,6 +62,11 @@ async def _build(site: Site, definition: EnvironmentDefinition, inputs: BuildInp
         progress=site.progress,
     )
     try:
+        if await _hash(site, definition, inputs) != tag:
+            raise BuildError(
+                f"a base image or the context of {definition.name!r} changed while its Dockerfile was built, so it is "
+                "not known what the image holds; build again"
+            )
         async with AsyncExitStack() as stack:
             known: dict[str, KnownLayer] = {}
             for name in inputs.images():
@@ -68,7 +81,7 @@ async def _build(site: Site, definition: EnvironmentDefinition, inputs: BuildInp
                 progress=site.progress,
             )
     finally:
-        await asyncio.shield(remove_image(image))
+        await settled(remove_image(image), _CLEANUP)
 
 
 async def _layers_of(
