@@ -30,17 +30,21 @@ from tests.support.engine import DockerEngine, start_engine
 from tests.support.registry import Registry, start_registry
 from tests.support.session import Session, end
 
-TIMED = "import time; t = time.perf_counter(); import numpy, pandas, sklearn; print(time.perf_counter() - t)"
+TIMED = (
+    "import time; t, c = time.perf_counter(), time.process_time(); import numpy, pandas, sklearn; "
+    "print(time.perf_counter() - t, time.process_time() - c)"
+)
 WAYS = {False: "without", True: "with bytecode"}
 
 
 @dataclass
 class Way:
-    """What was measured of one way. Seconds of wall and CPU time, bytes of package layers as stored and unpacked."""
+    """What was measured of one way: seconds of wall and CPU time, bytes of all layers as stored and unpacked."""
 
     built: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
+    build_cpu: list[float] = field(default_factory=list)
     imported: list[float] = field(default_factory=list)
+    import_cpu: list[float] = field(default_factory=list)
     container: list[float] = field(default_factory=list)
     stored: int = 0
     unpacked: int = 0
@@ -104,7 +108,7 @@ def measure(session: Session, rounds: int) -> tuple[dict[bool, Way], int]:
         for bytecode, way in found.items():
             told = run_build(registry, base, session.folder, bytecode, number)
             way.built.append(told["seconds"])
-            way.cpu.append(told["cpu"])
+            way.build_cpu.append(told["cpu"])
             way.stored, way.reference, packages = told["stored"], told["reference"], told["packages"]
     for way in found.values():
         engine.pull(way.reference)
@@ -113,7 +117,9 @@ def measure(session: Session, rounds: int) -> tuple[dict[bool, Way], int]:
     for _ in range(rounds):
         for way in found.values():
             started = time.perf_counter()
-            way.imported.append(float(engine.run(way.reference, "python", "-c", TIMED)))
+            imported, cpu = map(float, engine.run(way.reference, "python", "-c", TIMED).split())
+            way.imported.append(imported)
+            way.import_cpu.append(cpu)
             way.container.append(time.perf_counter() - started)
     return found, packages
 
@@ -123,22 +129,24 @@ def report(found: dict[bool, Way], packages: int, rounds: int) -> str:
         "## Bytecode",
         "",
         f"`python -m benchmarks.bytecode`, median of {rounds} rounds, {packages} wheels (numpy, pandas, scikit-learn,",
-        f"scipy, matplotlib … on a Debian base with Python), wheels on disk, nothing in the registry. Load while it ran:",
-        f"{os.getloadavg()[0]:.1f}. {results.machine()}",
+        "scipy, matplotlib … on a Debian base with Python), wheels on disk, nothing in the registry. Load average of",
+        f"the machine at the end: {os.getloadavg()[0]:.1f}. {results.machine()}",
         "",
-        "| | build, s | CPU, s | stored, MB | unpacked, MB | first import, s | `docker run` of it, s |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| | build, s | CPU, s | stored, MB | unpacked, MB | first import, s | CPU, s | `docker run` of it, s |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for bytecode, way in found.items():
-        seconds = [statistics.median(times) for times in (way.built, way.cpu, way.imported, way.container)]
+        times = (way.built, way.build_cpu, way.imported, way.import_cpu, way.container)
+        built, build_cpu, imported, import_cpu, container = map(statistics.median, times)
         lines.append(
-            f"| {WAYS[bytecode]} | {seconds[0]:.2f} | {seconds[1]:.1f} | {way.stored / 1e6:.1f} "
-            f"| {way.unpacked / 1e6:.0f} | {seconds[2]:.2f} | {seconds[3]:.2f} |"
+            f"| {WAYS[bytecode]} | {built:.2f} | {build_cpu:.1f} | {way.stored / 1e6:.1f} | {way.unpacked / 1e6:.0f} "
+            f"| {imported:.2f} | {import_cpu:.2f} | {container:.2f} |"
         )
     lines += [
         "",
-        "*Build* is assembling and pushing; CPU that of the whole process and its children. *First import*: `import numpy,",
-        "pandas, sklearn` in a new container each time, its files in the page cache.",
+        "*Build* is assembling and pushing; its CPU that of the whole process and its children. *Stored* and *unpacked*",
+        "are all layers, the base's too. *First import*: `import numpy, pandas, sklearn` in a new container each time,",
+        "its files in the page cache.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import results
-from benchmarks.cold import CLIENT, renamed, stored
+from benchmarks.cold import CLIENT, stored
 from benchmarks.ours import BenchWorkspace
 from prefect_environments.core import steps
 from prefect_environments.core.build.docker.context import context_digest
@@ -66,8 +66,8 @@ def main() -> int:
 def measure(session: Session, rounds: int) -> list[str]:
     """The sections of RESULTS.md. Whoever owns the session ends what was started."""
     engine, base = DockerEngine(**start_engine(session)), base_image()
-    contexts = [measure_context(renamed(session, f"context-{number}"), engine) for number in range(rounds)]
-    found = [measure_conda(renamed(session, f"conda-{number}"), base) for number in range(rounds)]
+    contexts = [measure_context(session.folder / f"context-{number}", engine) for number in range(rounds)]
+    found = [measure_conda(session, f"conda-{number}", base) for number in range(rounds)]
     return [context_section(contexts), conda_section(found)]
 
 
@@ -80,13 +80,12 @@ def timed(work: Callable[[], object]) -> float:
 # ---- a build context
 
 
-def measure_context(session: Session, engine: DockerEngine) -> dict[str, float]:
+def measure_context(folder: Path, engine: DockerEngine) -> dict[str, float]:
     """Seconds to hash a context of many files by us, and what others need to read or to send it."""
-    folder = session.folder / "files"
     for number in range(FILES):
         path = folder / f"{number % 100:02}" / f"{number}.bin"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(f"{session.folder.name} {number} ".encode().ljust(FILE_SIZE, b"."))
+        path.write_bytes(f"{folder.name} {number} ".encode().ljust(FILE_SIZE, b"."))
     (folder / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
     (folder / "all.Dockerfile").write_text("FROM scratch\nCOPY . /\n")
     (folder / ".dockerignore").write_text("*.log\n")
@@ -115,7 +114,8 @@ def context_section(rounds: list[dict[str, float]]) -> str:
         "",
         f"`python -m benchmarks.definitions`, median of {len(rounds)} rounds. {results.machine()}",
         "",
-        f"{FILES:,} files of {FILE_SIZE:,} bytes in 100 folders, just written. Where the digest is known, nothing is sent.",
+        f"{FILES:,} files of {FILE_SIZE:,} bytes in 100 folders, just written. What its digest is known for is",
+        "not sent.",
         "",
         "| what | seconds |",
         "|---|--:|",
@@ -127,11 +127,11 @@ def context_section(rounds: list[dict[str, float]]) -> str:
 # ---- a conda environment
 
 
-def measure_conda(session: Session, base: BaseLayout) -> dict[str, dict[str, Taken]]:
+def measure_conda(session: Session, name: str, base: BaseLayout) -> dict[str, dict[str, Taken]]:
     """The cases of both tools, by case and tool."""
-    channel = standard_channel(session.folder / "channel")
+    channel = standard_channel(session.folder / name / "channel")
     channel.add(*synthetic(PACKAGES + max(CASES.values()), size=PACKAGE_SIZE))
-    tools = (Ours(session, base, channel), Peer(session, base, channel))
+    tools = (Ours(session, name, base, channel), Peer(session, name, base, channel))
     return {case: {tool.name: tool.run(case) for tool in tools} for case in CASES}
 
 
@@ -145,11 +145,11 @@ class Ours:
 
     name = "prefect-environments"
 
-    def __init__(self, session: Session, base: BaseLayout, channel: Channel) -> None:
-        self.registry = start_registry(session, "ours")
+    def __init__(self, session: Session, name: str, base: BaseLayout, channel: Channel) -> None:
+        self.registry = start_registry(session, f"{name}-ours")
         self.base = base.push(self.registry.repository_url("base/python:3"))
-        self.worker, self.channel = session.folder / "worker", channel
-        self.versions = FolderVersionStore(session.folder / "versions", "bench")
+        self.worker, self.channel = session.folder / name / "worker", channel
+        self.versions = FolderVersionStore(session.folder / name / "versions", "bench")
 
     def run(self, case: str) -> Taken:
         if case.endswith("empty worker"):
@@ -179,10 +179,10 @@ class Peer:
 
     name = "rattler + umoci + skopeo"
 
-    def __init__(self, session: Session, base: BaseLayout, channel: Channel) -> None:
-        self.registry = start_registry(session, "theirs")
+    def __init__(self, session: Session, name: str, base: BaseLayout, channel: Channel) -> None:
+        self.registry = start_registry(session, f"{name}-theirs")
         base.push(self.registry.repository_url("environments/bench:base"))
-        self.worker, self.base, self.channel = session.folder / "their-worker", base, channel
+        self.worker, self.base, self.channel = session.folder / name / "their-worker", base, channel
 
     def run(self, case: str) -> Taken:
         if case.endswith("empty worker"):

@@ -1,6 +1,7 @@
 """Configuration kept in Prefect: registries, credentials, Key Vaults, workspaces and registered versions."""
 
 from prefect_environments.blocks.azure import AzureCredentials
+from prefect_environments.blocks.azure_registry import AzureContainerRegistry
 from prefect_environments.blocks.credentials import PackageIndexCredentials
 from prefect_environments.blocks.keyvault import Keyvault, KeyvaultSecret
 from prefect_environments.blocks.registry import ContainerRegistry
@@ -8,6 +9,7 @@ from prefect_environments.blocks.version import EnvironmentVersion
 from prefect_environments.blocks.workspace import Workspace
 
 __all__ = [
+    "AzureContainerRegistry",
     "AzureCredentials",
     "ContainerRegistry",
     "EnvironmentVersion",

@@ -86,7 +86,7 @@ class KeyvaultSecret(EnvironmentsBlock):
     _logo_url = LOGO_URL
 
     keyvault: Keyvault = Field(default=..., description="The vault that has the secret.")
-    secret_name: str = Field(default=..., description="The secret's name in the vault: letters, digits and '-'.")
+    name: str = Field(default=..., description="The secret's name in the vault: letters, digits and '-'.")
     version: str | None = Field(default=None, description="The secret's version; the newest if none is given.")
 
     @field_validator("version")
@@ -96,15 +96,15 @@ class KeyvaultSecret(EnvironmentsBlock):
 
     @model_validator(mode="after")
     def _legal(self) -> Self:
-        check_secret(self.secret_name, self.version)
+        check_secret(self.name, self.version)
         return self
 
     @property
     def reference(self) -> str:
         """The reference to write where a secret is needed: `@Microsoft.KeyVault(SecretUri=…)`."""
         host = self.keyvault.settings().host
-        return str(SecretReference("secret-uri", self.secret_name, host, self.version))
+        return str(SecretReference("secret-uri", self.name, host, self.version))
 
     def get(self) -> str:
         """The secret's value, which remembers its reference and is masked in logs. Raises `SecretError`."""
-        return self.keyvault.get_secret(self.secret_name, self.version)
+        return self.keyvault.get_secret(self.name, self.version)

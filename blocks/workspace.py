@@ -5,15 +5,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from prefect_environments.blocks.azure_registry import AzureContainerRegistry
 from prefect_environments.blocks.base import DOCUMENTATION_URL, LOGO_URL, EnvironmentsBlock
 from prefect_environments.blocks.credentials import PackageIndexCredentials
 from prefect_environments.blocks.registry import ContainerRegistry
 from prefect_environments.blocks.secrets import PrefectSecretStore
 from prefect_environments.blocks.versions import PrefectVersionStore
+from prefect_environments.core.build.acr_tasks.settings import LONGEST_RUN, SHORTEST_LIMIT, TasksSettings, tasks_settings
+from prefect_environments.core.build.builder import BuilderName
 from prefect_environments.core.definition import check_base_image
-from prefect_environments.core.errors import DefinitionError
+from prefect_environments.core.errors import DefinitionError, NotSupportedYet
 from prefect_environments.core.names import check_name, check_workspace_name, slug
 from prefect_environments.core.registry_settings import LAYOUT_PREFIX, RegistrySettings
 from prefect_environments.core.secrets import SecretStore
@@ -47,7 +50,10 @@ class Workspace(EnvironmentsBlock):
         default=...,
         description="The workspace's name: 1 to 60 letters, digits, '.', '_' and '-'. Versions belong to it.",
     )
-    registry: ContainerRegistry = Field(default=..., description="The registry that keeps the images.")
+    # Each has a required field that the other lacks: a stored union of blocks is read back by its shape.
+    registry: AzureContainerRegistry | ContainerRegistry = Field(
+        default=..., description="The registry that keeps the images."
+    )
     repository_prefix: str = Field(
         default="environments", description="Path in the registry under which each environment has its repository."
     )
@@ -57,6 +63,20 @@ class Workspace(EnvironmentsBlock):
     allow_source_builds: bool = Field(
         default=False,
         description="Build pure-Python packages without a wheel for every environment, not only where it is asked.",
+    )
+    builder: BuilderName = Field(
+        default="docker",
+        description="What builds Dockerfiles: docker (an engine beside the flow) or acr-tasks (the Azure registry).",
+    )
+    build_timeout: int = Field(
+        default=3600, ge=SHORTEST_LIMIT, le=LONGEST_RUN, description="Seconds that ACR Tasks may take to build a Dockerfile."
+    )
+    build_agent_pool: str | None = Field(
+        default=None, description="Agent pool of the registry for ACR Tasks; Azure's shared agents if none is given."
+    )
+    build_as_caller: bool = Field(
+        default=False,
+        description="ACR Tasks push as the registry's credentials: for a registry with permissions by repository.",
     )
     index: PackageIndexCredentials | None = Field(
         default=None, description="Private package index to resolve from; the public one if none is given."
@@ -85,12 +105,25 @@ class Workspace(EnvironmentsBlock):
             )
         return prefix
 
+    @model_validator(mode="after")
+    def _can_build(self) -> Self:
+        _ = self.acr_tasks
+        return self
+
     @classmethod
     def local(cls, folder: str | Path, *, name: str = "local") -> Self:
         """A workspace in a folder: images in `images`, versions in `versions`; no registry and no server needed."""
         path = Path(folder).expanduser().absolute()
         registry = ContainerRegistry(address=f"{LAYOUT_PREFIX}{path / 'images'}")
         return cls(name=name, registry=registry, local_folder=str(path))
+
+    @classmethod
+    def from_config(cls, *_: object, **__: object) -> Self:
+        """Not yet there: a workspace of Azure ML's `config.json`."""
+        raise NotSupportedYet(
+            "Workspace.from_config reads an Azure workspace's config.json, which comes with a later release; "
+            'use Workspace.load("NAME") for a stored workspace, or Workspace.local(FOLDER)'
+        )
 
     @property
     def versions(self) -> VersionStore:
@@ -115,6 +148,18 @@ class Workspace(EnvironmentsBlock):
     def registry_settings(self) -> RegistrySettings:
         """How core reaches the registry, references not resolved."""
         return self.registry.settings()
+
+    @property
+    def acr_tasks(self) -> TasksSettings | None:
+        """The registry whose ACR Tasks build, if they do. Raises `DefinitionError` for one that cannot."""
+        if self.builder != "acr-tasks":
+            return None
+        return tasks_settings(
+            self.registry_settings.azure,
+            timeout=self.build_timeout,
+            agent_pool=self.build_agent_pool or "",
+            as_caller=self.build_as_caller,
+        )
 
     @property
     def index_url(self) -> str | None:

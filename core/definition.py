@@ -139,7 +139,9 @@ class EnvironmentDefinition(BaseModel):
         default="", description="A registered environment to add to, as name:version. None of its packages moves."
     )
     compile_bytecode: bool = Field(
-        default=False, description="Put compiled bytecode (.pyc) into the image: larger, but the first import is fast."
+        default=False,
+        description="Put compiled bytecode (.pyc) into the image: larger and slower to build, but the first import is "
+        "fast. The machine that builds must have the image's version of Python.",
     )
     allow_literal_secrets: bool = Field(
         default=False, description="Accept environment variables that look like secrets. They are stored in plain text."

@@ -1,10 +1,15 @@
-"""Images of Dockerfiles as bases: built by a Docker engine once for what went into them, then found in the registry."""
+"""Images of Dockerfiles as bases: built once for what went into them, by a Docker engine or by ACR Tasks as the
+workspace says, then found in the registry."""
 
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
 from prefect_environments.core.build.base import load_base
+from prefect_environments.core.build.builder import Builder
 from prefect_environments.core.build.docker.build import build_image
+from prefect_environments.core.build.docker.client_config import Logins
 from prefect_environments.core.build.docker.engine import remove_image
 from prefect_environments.core.build.docker.export import KnownLayer, known_layers, push_built
 from prefect_environments.core.build.docker.inputs import BuildInputs, inputs_digest, open_inputs
@@ -18,12 +23,12 @@ from prefect_environments.core.redact import remember
 from prefect_environments.core.secrets import resolve as resolve_secret
 from prefect_environments.core.site import Site, open_repository
 from prefect_environments.core.stores import ImageLocation
+from prefect_environments.core.workspace import BuildsElsewhere
 
 logger = logging.getLogger(__name__)
 
 NAME = "dockerfile"
 """What locks call a base that was built: `dockerfile:<hash of the inputs>`, the same in every registry."""
-
 
 _CLEANUP = 60.0  # seconds for the engine to take the image away, also where the run is cancelled meanwhile
 
@@ -41,7 +46,15 @@ async def built_base(site: Site, definition: EnvironmentDefinition) -> LockedBas
         name = f"{NAME}:{wanted}"
         existing = await site.built_repository.find_manifest(wanted)
         if existing is None:
-            existing = await _build(site, definition, inputs, wanted)
+
+            async def unmoved() -> None:
+                if await _hash(site, definition, inputs) != wanted:
+                    raise BuildError(
+                        f"a base image or the context of {definition.name!r} changed while its Dockerfile was built, "
+                        "so it is not known what the image holds; build again"
+                    )
+
+            existing = await _builder(site, definition).build(inputs, wanted, unmoved)
         else:
             logger.info("the Dockerfile's image is there already: %s@%s", site.built_repository.name, existing.digest)
         return LockedBase(name, existing.digest)
@@ -52,36 +65,54 @@ async def _hash(site: Site, definition: EnvironmentDefinition, inputs: BuildInpu
     return digests.hex_of(await inputs_digest(inputs, lambda image: _digest_of(site, definition, image)))
 
 
-async def _build(site: Site, definition: EnvironmentDefinition, inputs: BuildInputs, tag: str) -> Descriptor:
-    secrets = {name: str(await resolve_secret(ref, site.workspace.secrets)) for name, ref in inputs.secrets.items()}
-    image = await build_image(
-        inputs,
-        secrets=secrets,
-        logins=await _logins(site, definition),
-        scratch=site.scratch,
-        progress=site.progress,
-    )
-    try:
-        if await _hash(site, definition, inputs) != tag:
-            raise BuildError(
-                f"a base image or the context of {definition.name!r} changed while its Dockerfile was built, so it is "
-                "not known what the image holds; build again"
-            )
-        async with AsyncExitStack() as stack:
-            known: dict[str, KnownLayer] = {}
-            for name in inputs.images():
-                known |= await _layers_of(site, definition, name, inputs, stack)
-            return await push_built(
-                image,
-                site.built_repository,
-                tag,
-                site.scratch,
-                catalog=site.catalog,
-                known=known,
-                progress=site.progress,
-            )
-    finally:
-        await settled(remove_image(image), _CLEANUP)
+def _builder(site: Site, definition: EnvironmentDefinition) -> Builder:
+    """What builds in this workspace."""
+    workspace = site.workspace
+    settings = workspace.acr_tasks if isinstance(workspace, BuildsElsewhere) else None
+    if settings is None:
+        return EngineBuilder(site, definition)
+    # it loads Azure's identities: only where it builds
+    from prefect_environments.core.build.acr_tasks.builder import TasksBuilder  # noqa: PLC0415
+
+    async def logins() -> Logins:
+        return await _logins(site, definition, own=False)
+
+    return TasksBuilder(settings, site.built_repository, site.scratch, logins, site.progress)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineBuilder:
+    """Builds in a Docker engine, and pushes what the registry lacks of the image. See `Builder`."""
+
+    site: Site
+    definition: EnvironmentDefinition
+
+    async def build(self, inputs: BuildInputs, tag: str, unmoved: Callable[[], Awaitable[None]]) -> Descriptor:
+        site, store = self.site, self.site.workspace.secrets
+        image = await build_image(
+            inputs,
+            secrets={name: str(await resolve_secret(ref, store)) for name, ref in inputs.secrets.items()},
+            logins=await _logins(site, self.definition),
+            scratch=site.scratch,
+            progress=site.progress,
+        )
+        try:
+            await unmoved()
+            async with AsyncExitStack() as stack:
+                known: dict[str, KnownLayer] = {}
+                for name in inputs.images():
+                    known |= await _layers_of(site, self.definition, name, inputs, stack)
+                return await push_built(
+                    image,
+                    site.built_repository,
+                    tag,
+                    site.scratch,
+                    catalog=site.catalog,
+                    known=known,
+                    progress=site.progress,
+                )
+        finally:
+            await settled(remove_image(image), _CLEANUP)
 
 
 async def _layers_of(
@@ -108,11 +139,14 @@ async def _digest_of(site: Site, definition: EnvironmentDefinition, image: str) 
     return found.digest
 
 
-async def _logins(site: Site, definition: EnvironmentDefinition) -> dict[str, tuple[str, str]]:
-    """User and password by registry, for private base images: the definition's and the workspace's own."""
-    own = site.workspace.registry_settings
+async def _logins(site: Site, definition: EnvironmentDefinition, *, own: bool = True) -> dict[str, tuple[str, str]]:
+    """User and password by registry, for private base images: the definition's, and with `own` the workspace's."""
+    settings = site.workspace.registry_settings
     given = {definition.base_image_registry: (definition.base_image_username, definition.base_image_password)}
-    given[own.address] = given.get(own.address) or (own.username or "", own.password or "")
+    if own:
+        given[settings.address] = given.get(settings.address) or (settings.username or "", settings.password or "")
+    else:
+        given.pop(settings.address, None)
     logins = {}
     for host, (user, password) in given.items():
         if host and user and password:

@@ -20,6 +20,7 @@ from prefect_environments.core.names import check_name
 from prefect_environments.core.sections import DockerBuildContext, DockerSection, PythonSection, Section
 
 if TYPE_CHECKING:
+    from prefect_environments.core.build_details import ImageBuildDetails
     from prefect_environments.core.checks import Finding
     from prefect_environments.core.ready import ReadyImage
     from prefect_environments.core.versions import VersionRecord
@@ -314,12 +315,18 @@ class Environment(Section):
             wanted.docker.platform = platform
         return registration.details(workspace, registration.register(workspace, wanted.definition()))
 
-    def build(self, workspace: "Workspace", *_: object, **__: object) -> None:
-        """Not yet there: a remote build. `register` builds, and returns when the image is ready."""
-        raise NotSupportedYet(
-            f"a remote build of {self.name!r} comes with a later release; register(workspace) builds the image here "
-            "and returns when it is ready, so that there is nothing to wait for"
-        )
+    def build(self, workspace: "Workspace", image_build_compute: str | None = None) -> "ImageBuildDetails":
+        """Begin to build and register in the background, and return at once; `wait_for_completion` of what it gives
+        shows the log, and raises if the build fails. A Dockerfile is built by what the workspace names as its builder.
+
+        `image_build_compute` named a cluster in SDK v1 and counts for nothing here. What is wrong with the definition
+        is raised at once. The build ends with this process: wait for it.
+        """
+        from prefect_environments.core import build_details  # noqa: PLC0415  # aiohttp and so on: only to build
+
+        if image_build_compute is not None:
+            logger.warning("image_build_compute is ignored: the workspace's builder builds")
+        return build_details.begin(workspace, self.definition())
 
     def get_image_details(self, workspace: "Workspace") -> "ReadyImage":
         """The image of a registered version, or of the version that this environment equals.

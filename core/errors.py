@@ -12,6 +12,8 @@ PrefectEnvironmentsError
 ├── PackageError                 a wheel is refused: wrong hash, unsafe or malformed archive
 ├── BuildError                   building a Dockerfile, or compiling bytecode, failed
 │   └── EngineUnavailable        no Docker engine can be reached, or it cannot do what is asked
+├── JobError                     a training job cannot be started, or what runs it failed
+│   └── JobFailed                its command failed, ran out of memory or of time
 ├── ImageError                   an image, manifest or layer is malformed or fails validation
 │   ├── DigestMismatch           bytes are not what their digest says
 │   └── BaseImageError           the base image cannot carry the environment
@@ -77,6 +79,18 @@ class BuildError(PrefectEnvironmentsError):
 
 class EngineUnavailable(BuildError):
     """No Docker engine can be reached, or it cannot do what the build needs."""
+
+
+class JobError(PrefectEnvironmentsError):
+    """A training job cannot be started, or what runs it failed."""
+
+
+class JobFailed(JobError):
+    """A job ended badly; the message has its last lines. `exit_code` is that of its command, 128 + N for signal N."""
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class ImageError(PrefectEnvironmentsError):

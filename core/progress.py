@@ -24,6 +24,9 @@ class Progress:
     def layer(self, title: str, size: int, reused: bool) -> None:
         """A layer is where it belongs."""
 
+    def printed(self, line: str) -> None:
+        """A step of a Dockerfile printed a line."""
+
 
 SILENT = Progress()
 
@@ -71,3 +74,7 @@ class Both(Progress):
     def layer(self, title: str, size: int, reused: bool) -> None:
         for one in self._both:
             one.layer(title, size, reused)
+
+    def printed(self, line: str) -> None:
+        for one in self._both:
+            one.printed(line)

@@ -7,7 +7,7 @@ from prefect_environments.core import loop, steps
 from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.environment import Environment
 from prefect_environments.core.errors import DefinitionError, NotFound, VersionNotFound
-from prefect_environments.core.progress import current
+from prefect_environments.core.progress import Progress, current
 from prefect_environments.core.ready import ReadyImage
 from prefect_environments.core.site import open_site
 from prefect_environments.core.versions import VersionRecord
@@ -19,16 +19,18 @@ _SHOWN = ("reference", "name", "version", "digest", "image_hash", "platform", "p
 def register(workspace: Workspace, definition: EnvironmentDefinition) -> VersionRecord:
     """The version of a definition, whose image is found or built."""
 
-    async def work() -> VersionRecord:
-        async with open_site(workspace, progress=current()) as site:
-            ready = await steps.find_registered(site, definition)
-            if ready is not None:
-                return await workspace.versions.get(ready.name, ready.version)
-            lock = await steps.resolve(site, definition)
-            built = await steps.build(site, definition, lock)
-            return await steps.register(site, definition, built)
+    return loop.run(registered(workspace, definition, current()))
 
-    return loop.run(work())
+
+async def registered(workspace: Workspace, definition: EnvironmentDefinition, progress: Progress) -> VersionRecord:
+    """`register` for who runs in a loop."""
+    async with open_site(workspace, progress=progress) as site:
+        ready = await steps.find_registered(site, definition)
+        if ready is not None:
+            return await workspace.versions.get(ready.name, ready.version)
+        lock = await steps.resolve(site, definition)
+        built = await steps.build(site, definition, lock)
+        return await steps.register(site, definition, built)
 
 
 def get(workspace: Workspace, name: str, version: int | str | None) -> VersionRecord:

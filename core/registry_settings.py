@@ -3,11 +3,15 @@
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prefect_environments.core.distribution.limits import Limits
 from prefect_environments.core.errors import DefinitionError
 from prefect_environments.core.redact import remember
 from prefect_environments.core.secrets import SecretReference, SecretStore, resolve
+
+if TYPE_CHECKING:
+    from prefect_environments.core.azure.registry import AzureRegistry
 
 LAYOUT_PREFIX = "oci:"
 _HOST = r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]"
@@ -27,6 +31,8 @@ class RegistrySettings:
     """PEM file of certificate authorities to trust in addition to the system's."""
     limits: Limits = field(default=Limits(), repr=False)
     """How patient to be with it."""
+    azure: "AzureRegistry | None" = field(default=None, repr=False)
+    """What an Azure Container Registry has beside this: who signs in where no user does, and what registering locks."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "address", check_address(self.address))

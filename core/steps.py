@@ -110,6 +110,7 @@ async def register(
     curated.check_unchanged(definition)
     if not await _exists(site, definition, built.reference):
         raise NotFound(f"{built.reference} is not in the registry; build it first")
+    await _lock(site.workspace, built.reference)
     attached = await attachments.attach(site.repository(definition.name), built.descriptor, definition, built.lock)
     variables = await inherited_variables(site, definition)
     draft = VersionRecord(
@@ -135,6 +136,15 @@ async def register(
     newest = await site.workspace.versions.newest(definition.name)
     equal = None if newest is None else await _equal_version(site.workspace, newest, draft)
     return equal or await site.workspace.versions.register(draft)
+
+
+async def _lock(workspace: Workspace, reference: str) -> None:
+    """Before the version is written, so that there is none without its lock where the workspace wants locks."""
+    settings = workspace.registry_settings
+    if settings.azure is not None and settings.azure.lock_registered:
+        from prefect_environments.core.azure import acr  # noqa: PLC0415  # Azure's SDK
+
+        await acr.lock_registered(settings, workspace.secrets, reference)
 
 
 async def _exists(site: Site, definition: EnvironmentDefinition, reference: str) -> bool:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prefect_environments.core.distribution.credentials import Credentials, CredentialSource, DockerConfig
 from prefect_environments.core.distribution.reference import Reference
@@ -10,6 +11,9 @@ from prefect_environments.core.oci.layout import Layout
 from prefect_environments.core.oci.repository import Repository, Store
 from prefect_environments.core.registry_settings import LAYOUT_PREFIX, RegistrySettings
 from prefect_environments.core.secrets import SecretStore
+
+if TYPE_CHECKING:
+    from prefect_environments.core.distribution.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +50,46 @@ async def open_store(settings: RegistrySettings, secrets: SecretStore) -> Store:
     """The store of an address, secret references resolved; close it after use."""
     if settings.folder is not None:
         return Layout(settings.folder)
+    return open_registry(await settings.resolved(secrets))
+
+
+def open_registry(settings: RegistrySettings) -> "Registry":
+    """The registry of resolved settings: its user, else its identity on Azure, else what Docker's tools stored."""
     # an image-layout folder needs no HTTP client, which takes longer to load than a warm build takes
     from prefect_environments.core.distribution.registry import Registry  # noqa: PLC0415
 
-    resolved = await settings.resolved(secrets)
     credentials: Credentials | CredentialSource = DockerConfig()
-    if resolved.username is not None and resolved.password is not None:
-        credentials = Credentials(str(resolved.username), str(resolved.password))
+    if settings.username is not None and settings.password is not None:
+        credentials = Credentials(str(settings.username), str(settings.password))
+    elif settings.azure is not None and settings.azure.identity is not None:
+        credentials = settings.azure
     return Registry(
-        resolved.address,
+        settings.address,
         credentials=credentials,
-        plain_http=_plain_http(resolved),
-        ca_file=Path(resolved.ca_file) if resolved.ca_file else None,
-        limits=resolved.limits,
+        plain_http=_plain_http(settings),
+        ca_file=Path(settings.ca_file) if settings.ca_file else None,
+        limits=settings.limits,
+        advice=settings.azure.advice if settings.azure else None,
     )
+
+
+async def tool_login(settings: RegistrySettings, secrets: SecretStore) -> tuple[str, str] | None:
+    """User and password for other tools, such as a Docker engine; `None` where they know no less than we do.
+
+    For an identity on Azure it is a token that lives for hours. Raises `SecretError` and the registry's errors.
+    """
+    if settings.folder is not None:
+        return None
+    resolved = await settings.resolved(secrets)
+    if resolved.username is not None and resolved.password is not None:
+        return str(resolved.username), str(resolved.password)
+    if resolved.azure is None or resolved.azure.identity is None:
+        return None
+    from prefect_environments.core.azure.registry import TOKEN_USER  # noqa: PLC0415
+
+    async with open_registry(resolved) as registry:
+        token = await registry.identity_token()
+    return (TOKEN_USER, token) if token else None
 
 
 def _plain_http(settings: RegistrySettings) -> bool | None:

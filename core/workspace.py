@@ -1,11 +1,14 @@
 """What core needs of a workspace. The `Workspace` block is one; tests may bring others."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from prefect_environments.core.registry_settings import RegistrySettings
 from prefect_environments.core.secrets import SecretStore
 from prefect_environments.core.versions import VersionStore
+
+if TYPE_CHECKING:
+    from prefect_environments.core.build.acr_tasks.settings import TasksSettings
 
 
 class Workspace(Protocol):
@@ -41,3 +44,12 @@ class Workspace(Protocol):
     @property
     def index_credentials(self) -> Mapping[str, tuple[str, str]]:
         """User and password (values or secret references) by index URL."""
+
+
+@runtime_checkable
+class BuildsElsewhere(Protocol):
+    """A workspace that chooses what builds its Dockerfiles; others have them built by a Docker engine."""
+
+    @property
+    def acr_tasks(self) -> "TasksSettings | None":
+        """The registry whose ACR Tasks build; `None`: a Docker engine builds. Raises `DefinitionError`."""

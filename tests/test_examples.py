@@ -7,16 +7,19 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from prefect_environments import Environment, Workspace
+from prefect_environments.core.errors import NotSupportedYet
 from tests.images.conftest import real_pip
 from tests.support.base import BaseLayout
 from tests.support.channel import CondaPackage, standard_channel
 from tests.support.engine import DockerEngine
 from tests.support.registry import Registry
-from tests.support.wheels import make_wheel
+from tests.support.wheels import make_wheel, serve_index
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "environments.md").read_text("utf-8")
@@ -49,10 +52,11 @@ def wheels(tmp_path: Path) -> Path:
 
 
 def run(script: Path, *arguments: object, cwd: Path, wheels: Path, **more: str) -> str:
-    """What a script prints, in a process of its own; fails with all that it says."""
-    env = {**os.environ, "UV_NO_INDEX": "1", "UV_FIND_LINKS": str(wheels), **more}
+    """What a script prints, in a process of its own whose package index is `wheels`; fails with all that it says."""
     command = [sys.executable, str(script), *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    with serve_index(wheels) as index:
+        env = {**os.environ, "UV_DEFAULT_INDEX": index.url, **more}
+        done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -145,3 +149,16 @@ def _write_files(place: Path, wheels: Path, base: str, bare: str) -> None:
         'lock-version = "1.0"\ncreated-by = "tests"\n\n[[packages]]\nname = "humanize"\nversion = "4.0"\n'
         f'wheels = [{{url = "{wheel.as_uri()}", hashes = {{sha256 = "{sha256}"}}}}]\n'
     )
+
+
+def test_what_a_later_release_brings_says_so_and_what_to_do_instead(tmp_path: Path) -> None:
+    workspace, env = Workspace.local(tmp_path), Environment("train")
+    later: dict[str, Callable[[], object]] = {
+        "Workspace.load": Workspace.from_config,
+        "register": lambda: env.build(workspace),
+        "leave useDocker out": lambda: env.build_local(workspace, useDocker=False),
+        "give a version": lambda: Environment.get(workspace, "train", label="production"),
+    }
+    for advice, asked in later.items():
+        with pytest.raises(NotSupportedYet, match=advice):
+            asked()

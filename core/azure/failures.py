@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _SIGN_IN_CODE = re.compile(r"AADSTS(\d+)")
 _CALLER = re.compile(r"\b(appid|oid)=([0-9A-Fa-f-]{36})")
+_NO_ANSWER = ("Max retries exceeded", "HTTPSConnection", "CERTIFICATE_VERIFY_FAILED")  # requests', which identity hides
 _LONGEST = 300
 
 _SIGN_IN_ADVICE = {
@@ -31,11 +32,13 @@ _SIGN_IN_ADVICE = {
 
 def sign_in_failure(error: "AzureError", identity: "Identity") -> str:
     """Why Entra ID, or the machine's identity endpoint, gave `identity` no token."""
-    message = _one_line(error)
+    message = first_line(error)
     code = _SIGN_IN_CODE.search(message)
     known = _SIGN_IN_ADVICE.get(code[1]) if code else None
     if known and code:
         return f"{identity} got no token: {known} (AADSTS{code[1]})"
+    if any(word in message for word in _NO_ANSWER) and identity.kind != "managed-identity":
+        return f"{identity} got no token from {identity.cloud.authority_host}: {_unreachable(message)}"
     kinds = {
         "default-chain": "none of its members works here: set a managed identity, a service principal or `az login`",
         "managed-identity": "check that this machine has that identity",
@@ -67,12 +70,15 @@ def connection_failure(error: "AzureError") -> str | None:
 
     if not isinstance(error, ServiceRequestError | ServiceResponseError):
         return None
-    text = str(error)
+    return _unreachable(f"{error} timed out" if isinstance(error, ServiceResponseError) else str(error))
+
+
+def _unreachable(text: str) -> str:
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return "its certificate is not trusted: set ca_file, or REQUESTS_CA_BUNDLE, to the authority that signed it"
     if "NameResolution" in text or "resolve" in text:
         return "its name is unknown here: check the name, the cloud and this network's DNS"
-    if isinstance(error, ServiceResponseError) or "timed out" in text:
+    if "timed out" in text:
         return "it did not answer in time, or broke off: try again, and check firewalls and private endpoints"
     return "it could not be reached: check the address, this network, proxies and private endpoints"
 
@@ -92,6 +98,7 @@ def caller(message: str) -> str:
     return f" ({', '.join(f'{key} {value}' for key, value in found.items())})" if found else ""
 
 
-def _one_line(error: "AzureError") -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, on one line and not too long."""
     text = redact(" ".join(str(getattr(error, "message", "") or error).split()))
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

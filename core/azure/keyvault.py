@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from prefect_environments.core.azure.credentials import Identity, forget_credentials, token_credential
+from prefect_environments.core.azure.failures import first_line, is_sign_in
 from prefect_environments.core.azure.transport import client_options
 from prefect_environments.core.azure.vault_failures import Step, explain
 from prefect_environments.core.errors import DefinitionError, SecretError
@@ -20,6 +21,11 @@ from prefect_environments.core.secrets import SecretReference, SecretValue
 
 if TYPE_CHECKING:
     from azure.keyvault.secrets import KeyVaultSecret, SecretClient
+
+
+class _TokenRefused(SecretError):
+    """The vault did not take the token."""
+
 
 LONGEST_VALUE = 25 * 1024
 """The most that a secret can hold, in bytes (Key Vault, "About secrets")."""
@@ -137,19 +143,32 @@ class KeyVault:
             return self._client
 
     def _call(self, step: Step, action: "Callable[[SecretClient], _T]") -> _T:
+        try:
+            return self._attempt(step, action)
+        except _TokenRefused:
+            self._start_anew()  # revoked, or a clock is wrong: a fresh token is worth one more try
+        try:
+            return self._attempt(step, action)
+        except _TokenRefused as refused:
+            said = str(refused)
+        raise SecretError(said)
+
+    def _attempt(self, step: Step, action: "Callable[[SecretClient], _T]") -> _T:
         from azure.core.exceptions import AzureError, ClientAuthenticationError  # noqa: PLC0415
 
+        host, identity, kind = self.settings.host, self.settings.identity, SecretError
         try:
             return action(self._open())
         except AzureError as error:
+            said = explain(error, step, host, identity, self.is_deleted)
             if isinstance(error, ClientAuthenticationError):
+                kind = SecretError if is_sign_in(error, host) else _TokenRefused
                 self._start_anew()
-            said = explain(error, step, self.settings.host, self.settings.identity, self.is_deleted)
-        except ValueError as error:  # what the SDK raises for a challenge that is not this vault's
-            said = f"{step} of {self.settings.host} was not asked for: {type(error).__name__}; is this a Key Vault?"
+        except ValueError as error:  # the SDK's, for a challenge or authority that is not what it should be
+            said = f"{step} of the Key Vault {host}: {identity} got no token: {first_line(error)}"
         except OSError as error:
-            said = f"{self.settings.identity} cannot sign in: {error.strerror}: {error.filename}"
-        raise SecretError(said)  # out of the handlers: the SDK's error, with its request in it, is not kept
+            said = f"{step} of the Key Vault {host}: {identity} cannot sign in: {error.strerror}: {error.filename}"
+        raise kind(said)  # out of the handlers: the SDK's error, with its request in it, is not kept
 
     def _start_anew(self) -> None:
         with self._lock:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from yarl import URL
 
-from prefect_environments.core.distribution.credentials import Credentials
+from prefect_environments.core.distribution.credentials import Advice, Credentials
 from prefect_environments.core.distribution.messages import TOKEN_STATUSES, Answer, Request, Scopes, form_request
 from prefect_environments.core.errors import RegistryAuthError
 from prefect_environments.core.redact import remember
@@ -95,11 +95,14 @@ class Auth:
     `registry` is the registry's origin: credentials are only for it and for the realm that it names.
     """
 
-    def __init__(self, registry: URL, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, registry: URL, *, clock: Callable[[], float] = time.monotonic, advice: Advice | None = None
+    ) -> None:
         self.credentials: Credentials | None = None
         self.challenge: Challenge | None = None
         self._registry = registry
         self._clock = clock
+        self._advice = advice
         self._tokens: dict[Scopes, _Token] = {}
         self._identity: _Token | None = None
         self._prefer_post: bool | None = None
@@ -111,10 +114,9 @@ class Auth:
             return None
         return self.credentials.username or "(identity token)"
 
-    def advice(self, scopes: Scopes) -> str:
-        """What to do where these scopes are refused, as a sentence without its full stop."""
-        found = self.credentials
-        return found.advice(scopes) if found and found.advice else "Check the credentials and the user's rights"
+    def advice(self, scopes: Scopes) -> str | None:
+        """What to do where these scopes are refused, if this registry has its own words for it."""
+        return self._advice(scopes, self.credentials) if self._advice else None
 
     def learn(self, values: Iterable[str]) -> Scopes:
         """Take in the challenges of a 401, and give the scopes that it asks for.
@@ -166,7 +168,7 @@ class Auth:
 
     def _basic_header(self) -> str | None:
         found = self.credentials
-        if found is None or not (found.username or found.password):
+        if found is None or found.exchange is not None or not (found.username or found.password):
             return None
         encoded = base64.b64encode(f"{found.username}:{found.password}".encode()).decode()
         remember(encoded)
@@ -269,7 +271,8 @@ class Auth:
             who = f"user {self.user!r}" if self.credentials else "anonymous access (no credentials)"
             raise RegistryAuthError(
                 f"{self._registry.authority}: the token server {realm.authority} answered HTTP {answer.status} "
-                f"to {who} for {asked}. {self.advice(scopes)}",
+                f"to {who} for {asked}; "
+                f"{self.advice(scopes) or 'check user, password and the permission for it'}",
                 status=answer.status,
             )
         try:

@@ -49,13 +49,15 @@ class Credentials:
     """Takes the place of an identity token; `username` is then for messages only."""
     expires: float = field(default=inf, repr=False)
     """When their source is to be asked again, in seconds since the epoch."""
-    advice: "Callable[[Scopes], str] | None" = field(default=None, repr=False, compare=False)
-    """What to do where these scopes are refused, as a sentence without its full stop."""
 
     def __post_init__(self) -> None:
         for secret in (self.password, self.identity_token):
             if secret:
                 remember(secret)
+
+
+Advice = Callable[["Scopes", Credentials | None], str]
+"""What to do where a registry refuses scopes to credentials, as a sentence without its full stop."""
 
 
 class CredentialSource(Protocol):

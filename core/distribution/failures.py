@@ -46,8 +46,9 @@ def error_of(body: bytes) -> tuple[str | None, str]:
 
 
 def tidy(text: str) -> str:
-    """Somebody else's text for a message: secrets masked before it is cut, one line, at most 300 characters."""
-    return _UNPRINTABLE.sub(" ", redact(text)).strip()[:_MESSAGE_LIMIT]
+    """Somebody else's text for a message: secrets masked before it is cut, one line, at most 300 characters,
+    without its full stop."""
+    return _UNPRINTABLE.sub(" ", redact(text)).strip()[:_MESSAGE_LIMIT].rstrip(".")
 
 
 def retry_after(value: str | None) -> float | None:
@@ -77,8 +78,8 @@ _ADVICE = {
 }
 
 
-def refused(request: Request, answer: Answer, user: str | None, rights: str = _RIGHTS) -> RegistryError:
-    """The error for a status that the caller did not expect; `rights` is the advice where a permission is missing."""
+def refused(request: Request, answer: Answer, user: str | None, advice: str | None = None) -> RegistryError:
+    """The error for a status that the caller did not expect; `advice` is for where a permission is missing."""
     status = answer.status
     code, message = error_of(answer.body)
     try:
@@ -89,7 +90,8 @@ def refused(request: Request, answer: Answer, user: str | None, rights: str = _R
     kind = tidy(answer.headers.get("Content-Type", ""))
     if not said and answer.body and "json" not in kind:
         said = f" (the answer is {kind or 'of no type'}, not a registry's; something else may answer at this address)"
-    text = f"{request.where}: {request.step} failed with HTTP {status}{phrase}{said}. {_advice(request, status, user, rights)}"
+    then = _advice(request, status, user, advice)
+    text = f"{request.where}: {request.step} failed with HTTP {status}{phrase}{said}. {then}"
     error: type[RegistryError] = RegistryError
     if status in (401, 403):
         error = RegistryAuthError
@@ -100,11 +102,11 @@ def refused(request: Request, answer: Answer, user: str | None, rights: str = _R
     return error(text, status=status, code=code)
 
 
-def _advice(request: Request, status: int, user: str | None, rights: str) -> str:
+def _advice(request: Request, status: int, user: str | None, advice: str | None) -> str:
     if status in (401, 403):
         who = f"User {user!r} was signed in" if user else "No credentials were used"
         needs = " ".join(format_scopes(request.scopes)) or "sign-in"
-        return f"{who}; the permission that it needs: {needs}. {rights}"
+        return f"{who}; the permission that it needs: {needs}. {advice or _RIGHTS}"
     if status in _ADVICE:
         return _ADVICE[status]
     if status >= 500:

@@ -15,7 +15,7 @@ from yarl import URL
 
 from prefect_environments.core.distribution.auth import Auth
 from prefect_environments.core.distribution.connection import Limits, Stall, open_session, proxy_for, tls_context
-from prefect_environments.core.distribution.credentials import Credentials, CredentialSource
+from prefect_environments.core.distribution.credentials import Advice, Credentials, CredentialSource
 from prefect_environments.core.distribution.failures import (
     TRANSIENT,
     Again,
@@ -48,10 +48,11 @@ class Transport:
         ca_file: Path | None,
         limits: Limits,
         traffic: Traffic,
+        advice: Advice | None = None,
     ) -> None:
         self.origin = origin
         self.limits = limits
-        self.auth = Auth(origin)
+        self.auth = Auth(origin, advice=advice)
         self._host = host
         self._credentials = credentials
         self._ca_file = ca_file
@@ -118,7 +119,7 @@ class Transport:
         await asyncio.sleep(max(delay, failure.retry_after or 0.0))
 
     async def authorization(self, scopes: Scopes) -> str | None:
-        """The `Authorization` header for requests that need `scopes`, made elsewhere; `None` if there is none to send."""
+        """The `Authorization` header for others' requests that need `scopes`; `None` if there is none to send."""
         request = await self._contact()
         return await self._authorization(request, scopes)
 
@@ -212,9 +213,7 @@ class Transport:
         if self.auth.credentials is None:
             self._credentials = None  # the source has none; do not ask it again
 
-    async def _driven(
-        self, steps: Generator[Request, Answer, str | None], traffic: tuple[Traffic, ...]
-    ) -> str | None:
+    async def _driven(self, steps: Generator[Request, Answer, str | None], traffic: tuple[Traffic, ...]) -> str | None:
         try:
             question = next(steps)
             while True:

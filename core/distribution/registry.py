@@ -10,9 +10,9 @@ from yarl import URL
 
 from prefect_environments.core.distribution import blobs, listings, manifests
 from prefect_environments.core.distribution.connection import Limits
-from prefect_environments.core.distribution.credentials import Credentials, CredentialSource
+from prefect_environments.core.distribution.credentials import Advice, Credentials, CredentialSource
 from prefect_environments.core.distribution.http import Transport
-from prefect_environments.core.distribution.messages import Request
+from prefect_environments.core.distribution.messages import Request, Scopes
 from prefect_environments.core.distribution.place import Place, Shared
 from prefect_environments.core.distribution.reference import api_host, check_host, check_path, is_loopback
 from prefect_environments.core.oci import digest as digests
@@ -27,7 +27,8 @@ class Registry:
 
     `plain_http` is for a registry without TLS; by default only this machine's own addresses (localhost,
     127.0.0.0/8, [::1]) are asked so. `ca_file` has further certificate authorities as PEM. Without `credentials`
-    access is anonymous; a source is asked only when the registry wants a sign-in. Use it in one event loop.
+    access is anonymous; a source is asked only when the registry wants a sign-in. `advice` is what errors say where a
+    permission is missing. Use it in one event loop.
     """
 
     def __init__(
@@ -38,13 +39,20 @@ class Registry:
         plain_http: bool | None = None,
         ca_file: Path | None = None,
         limits: Limits = Limits(),  # noqa: B008 - immutable
+        advice: Advice | None = None,
     ) -> None:
         self._address = check_host(address)
         self._traffic = Traffic()
         use_http = is_loopback(self._address) if plain_http is None else plain_http
         origin = URL(f"{'http' if use_http else 'https'}://{api_host(self._address)}/")
         transport = Transport(
-            origin, self._address, credentials=credentials, ca_file=ca_file, limits=limits, traffic=self._traffic
+            origin,
+            self._address,
+            credentials=credentials,
+            ca_file=ca_file,
+            limits=limits,
+            traffic=self._traffic,
+            advice=advice,
         )
         uploads, downloads = asyncio.Semaphore(limits.transfers), asyncio.Semaphore(limits.transfers)
         self._shared = Shared(transport, self._address, self._traffic, uploads, downloads)
@@ -79,6 +87,23 @@ class Registry:
         transport = self._shared.transport
         request = Request(method="GET", url=transport.origin / "v2/", where=self._address, step="check of the registry")
         await transport.fetch(request)
+
+    @property
+    def url(self) -> URL:
+        """Where it answers: scheme, host and port."""
+        return self._shared.transport.origin
+
+    async def authorization(self, scopes: Scopes) -> str | None:
+        """The `Authorization` header for requests to its other interfaces; `None` if there is none to send."""
+        return await self._shared.transport.authorization(scopes)
+
+    def advice(self, scopes: Scopes) -> str:
+        """What to do where these scopes are refused, for errors about its other interfaces."""
+        return self._shared.transport.auth.advice(scopes) or "Check the credentials and the user's rights"
+
+    async def identity_token(self) -> str | None:
+        """The token that other tools sign in with in place of a password; `None` if the credentials give none."""
+        return await self._shared.transport.identity_token()
 
     async def close(self) -> None:
         """Close all connections. Harmless when repeated."""

@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 
+from examples.base import make_base as maker
 from prefect_environments.core.definition import EnvironmentDefinition
 from tests.images.parts import Team, build, derive, push_with_skopeo
-from tests.support.base import BaseLayout
+from tests.support.base import BaseLayout, base_image
+from tests.support.channel import standard_channel
+from tests.support.engine import DockerEngine
 from tests.support.registry import Registry
 from tests.support.session import Session, missing
 from tests.support.wheels import make_wheel
@@ -111,6 +114,32 @@ def pushed(test_session: Session, open_registry: Registry, wheels: Path, dressed
         return {"reference": found.ready.reference}
 
     return str(test_session.once("image-pushed", make)["reference"])
+
+
+@pytest.fixture(scope="session")
+def conda_channel(test_session: Session) -> Path:
+    """The folder of a conda channel with a real Python, and a package for each thing that packages do."""
+
+    def make() -> dict[str, str]:
+        return {"folder": str(standard_channel(test_session.folder / "conda-channel").folder)}
+
+    return Path(test_session.once("image-conda-channel", make)["folder"])
+
+
+@pytest.fixture(scope="session")
+def bare() -> BaseLayout:
+    """A base image with no Python in it, as nvidia/cuda has none."""
+    return base_image(maker.NO_PYTHON)
+
+
+@pytest.fixture
+def build_engine(docker_engine: DockerEngine, monkeypatch: pytest.MonkeyPatch) -> DockerEngine:
+    """The tests' engine as the one that Dockerfiles are built with."""
+    monkeypatch.setenv("PREFECT_ENVIRONMENTS_BUILD_NETWORK", "host")  # the engine of the tests has no bridge
+    for name, value in docker_engine.environment.items():
+        if value:
+            monkeypatch.setenv(name, value)
+    return docker_engine
 
 
 @pytest.fixture

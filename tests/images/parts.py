@@ -205,11 +205,18 @@ def push_with_skopeo(layout_image: str, target: str) -> str:
 
 
 async def conforms(
-    reference: str, scratch: Path, *, engine: DockerEngine | None = None, check: str = "import sys", layout: str = ""
+    reference: str,
+    scratch: Path,
+    *,
+    engine: DockerEngine | None = None,
+    check: str = "import sys",
+    layout: str = "",
+    managed: bool = True,
 ) -> None:
     """An image is what it should be for us, for skopeo, for umoci, and (in a registry) for Docker.
 
-    `layout` is the reference by tag of an image in a layout, which skopeo cannot address by digest."""
+    `layout` is the reference by tag of an image in a layout, which skopeo cannot address by digest. Only an image that
+    is `managed` has an environment at its prefix."""
     async with repository_of(reference) as (repository, digest):
         manifest = await validate(repository, digest, scratch / "validate")
         _, config = await read_image(repository, digest)
@@ -227,8 +234,8 @@ async def conforms(
     bundle = scratch / "bundle"
     tool("umoci", "unpack", "--rootless", "--image", f"{copied}:image", bundle)
     place = bundle / "rootfs/opt/env"
-    assert os.path.lexists(place / "bin/python")
-    assert any(os.access(place / name, os.R_OK) for name in ("pyvenv.cfg", "conda-meta/history"))
+    assert os.path.lexists(place / "bin/python") == managed
+    assert any(os.access(place / name, os.R_OK) for name in ("pyvenv.cfg", "conda-meta/history")) == managed
     if engine is not None:
         engine.pull(reference)
-        engine.run(reference, "python", "-c", check)
+        engine.run(reference, "python" if managed else "python3", "-c", check)

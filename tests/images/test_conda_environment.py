@@ -4,34 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from examples.base import make_base as maker
 from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.environment import Environment
 from prefect_environments.core.errors import DefinitionError, SpecificationError
 from tests.images.conftest import Define
 from tests.images.parts import Team, build, conforms
-from tests.support.base import BaseLayout, base_image
-from tests.support.channel import standard_channel
+from tests.support.base import BaseLayout
 from tests.support.engine import DockerEngine
-from tests.support.session import Session
 
 
-@pytest.fixture(scope="session")
-def channel(test_session: Session) -> Path:
-    def make() -> dict[str, str]:
-        return {"folder": str(standard_channel(test_session.folder / "conda-environment-channel").folder)}
-
-    return Path(test_session.once("conda-environment-channel", make)["folder"])
-
-
-@pytest.fixture(scope="session")
-def bare() -> BaseLayout:
-    """A base image with no Python in it, as nvidia/cuda has none."""
-    return base_image(maker.NO_PYTHON)
-
-
-def environment_file(folder: Path, channel: Path, *conda: str, pip: tuple[str, ...] = ()) -> Path:
-    lines = ["name: demo", "channels:", f"  - {channel}", "  - nodefaults", "dependencies:"]
+def environment_file(folder: Path, conda_channel: Path, *conda: str, pip: tuple[str, ...] = ()) -> Path:
+    lines = ["name: demo", "channels:", f"  - {conda_channel}", "  - nodefaults", "dependencies:"]
     lines += [f"  - {spec}" for spec in conda]
     lines += ["  - pip:", *(f"    - {line}" for line in pip)] if pip else []
     (folder / "environment.yml").write_text("\n".join(lines) + "\n")
@@ -42,14 +25,14 @@ async def test_an_environment_file_becomes_an_image_that_runs(
     *,
     team: Team,
     bare: BaseLayout,
-    channel: Path,
+    conda_channel: Path,
     wheels: Path,
     docker_engine: DockerEngine,
     tmp_path: Path,
 ) -> None:
     """conda's Python on a base without one, a noarch package with its command, and pip's section on top."""
     pip = ("alpha", f"--find-links {wheels}", "--no-index")
-    path = environment_file(tmp_path, channel, "python=3.11", "greeter", "pip", pip=pip)
+    path = environment_file(tmp_path, conda_channel, "python=3.11", "greeter", "pip", pip=pip)
     environment = Environment.from_conda_specification("demo", path)
     environment.docker.base_image = bare.reference
     found = await build(team, environment.definition(), tmp_path / "cache")
@@ -65,7 +48,7 @@ async def test_an_environment_file_becomes_an_image_that_runs(
     again = await build(team, environment.definition(), tmp_path / "cache")
     assert again.ready.reused and again.ready.version == 1
     more = Environment.from_conda_specification(
-        "demo", environment_file(tmp_path, channel, "python=3.11", "greeter", "pip", "prefixed", pip=pip)
+        "demo", environment_file(tmp_path, conda_channel, "python=3.11", "greeter", "pip", "prefixed", pip=pip)
     )
     more.docker.base_image = bare.reference
     added = await build(team, more.definition(), tmp_path / "empty-cache")
@@ -104,12 +87,12 @@ async def test_what_conda_would_not_read_is_refused_before_any_network(
 
 
 async def test_an_extension_of_a_conda_environment_adds_one_layer_and_moves_nothing(
-    team: Team, bare: BaseLayout, channel: Path, tmp_path: Path
+    team: Team, bare: BaseLayout, conda_channel: Path, tmp_path: Path
 ) -> None:
     base = EnvironmentDefinition(
         name="base",
         base_image=bare.reference,
-        conda_channels=(str(channel),),
+        conda_channels=(str(conda_channel),),
         conda_dependencies=("python", "greeter"),
     )
     first = await build(team, base, tmp_path / "cache")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from examples.base import make_base as maker
 from prefect_environments.core import steps
 from prefect_environments.core.build import recipe
 from prefect_environments.core.definition import EnvironmentDefinition
@@ -19,10 +18,9 @@ from prefect_environments.core.oci.validate import validate
 from prefect_environments.core.site import open_site
 from prefect_environments.core.steps import BuiltImage
 from tests.images.parts import Team, read_image, repository_of
-from tests.support.base import BaseLayout, base_image
-from tests.support.channel import SUBDIR, standard_channel
+from tests.support.base import BaseLayout
+from tests.support.channel import SUBDIR
 from tests.support.engine import DockerEngine
-from tests.support.session import Session
 from tests.support.wheels import make_wheel
 
 LOOK = """
@@ -52,25 +50,11 @@ print(json.dumps({
 
 
 @pytest.fixture(scope="session")
-def bare() -> BaseLayout:
-    """A base image with no Python in it."""
-    return base_image(maker.NO_PYTHON)
-
-
-@pytest.fixture(scope="session")
-def channel(test_session: Session) -> Path:
-    def make() -> dict[str, str]:
-        return {"folder": str(standard_channel(test_session.folder / "image-channel").folder)}
-
-    return Path(test_session.once("image-channel", make)["folder"])
-
-
-@pytest.fixture(scope="session")
-def known(channel: Path) -> Mapping[str, LockedCondaPackage]:
+def known(conda_channel: Path) -> Mapping[str, LockedCondaPackage]:
     """The channel's packages by name."""
     found = {}
     for subdir in (SUBDIR, "noarch"):
-        document = json.loads((channel / subdir / "repodata.json").read_text())
+        document = json.loads((conda_channel / subdir / "repodata.json").read_text())
         for filename, record in (document["packages"] | document["packages.conda"]).items():
             found[record["name"]] = LockedCondaPackage(
                 record["name"],
@@ -80,7 +64,7 @@ def known(channel: Path) -> Mapping[str, LockedCondaPackage]:
                 filename,
                 record["sha256"],
                 record["size"],
-                (channel / subdir / filename).as_uri(),
+                (conda_channel / subdir / filename).as_uri(),
             )
     return found
 

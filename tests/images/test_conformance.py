@@ -36,6 +36,8 @@ class Ground:
     wheels: Path
     folder: Path
     patch: pytest.MonkeyPatch
+    conda_channel: Path
+    bare: BaseLayout
 
     @property
     def cache(self) -> Path:
@@ -56,6 +58,7 @@ class Made:
     reference: str
     check: str = "import alpha"
     tag: str = ""
+    managed: bool = True
 
 
 async def on_a_layout(ground: Ground) -> Made:
@@ -139,6 +142,38 @@ async def copied_to_a_registry(ground: Ground) -> Made:
     return Made(copied)
 
 
+async def with_conda_packages_and_a_wheel_on_a_base_without_python(ground: Ground) -> Made:
+    wanted = ground.define(
+        "alpha",
+        base_image=ground.bare.reference,
+        conda_channels=(str(ground.conda_channel),),
+        conda_dependencies=("python", "greeter", "native", "prefixed", "clobber-a", "clobber-b"),
+    )
+    built = await build(ground.team, wanted, ground.cache)
+    return Made(built.ready.reference, "import alpha, greeter, native, sys; assert sys.prefix == '/opt/env'")
+
+
+async def with_compiled_bytecode(ground: Ground) -> Made:
+    wanted = ground.define("alpha", base_image=ground.open_base, compile_bytecode=True)
+    built = await build(ground.team, wanted, ground.cache)
+    return Made(built.ready.reference, "import alpha, pathlib; assert pathlib.Path(alpha.__cached__).is_file()")
+
+
+async def on_a_dockerfile(ground: Ground) -> Made:
+    text = f"FROM {ground.open_base}\nRUN echo made > /made.txt\n"
+    built = await build(ground.team, ground.define("alpha", base_image="", dockerfile=text), ground.cache)
+    return Made(built.ready.reference, "import alpha; assert open('/made.txt').read() == 'made\\n'")
+
+
+async def by_docker_alone(ground: Ground) -> Made:
+    context = ground.folder / "context"
+    context.mkdir()
+    (context / "Dockerfile").write_text(f"FROM {ground.open_base}\nCOPY . /srv\n")
+    wanted = ground.define(base_image="", build_context=str(context), user_managed=True, find_links=(), no_index=False)
+    built = await build(ground.team, wanted, ground.cache)
+    return Made(built.ready.reference, "open('/srv/Dockerfile')", managed=False)
+
+
 def _base_sent(built: Outcome) -> bool:
     assert built.image is not None
     return any(layer.title.startswith("base ") and not layer.reused for layer in built.image.layers)
@@ -153,6 +188,10 @@ WAYS: list[Callable[[Ground], Awaitable[Made]]] = [
     with_layers_of_an_earlier_image,
     on_a_ready_image,
     copied_to_a_registry,
+    with_conda_packages_and_a_wheel_on_a_base_without_python,
+    with_compiled_bytecode,
+    on_a_dockerfile,
+    by_docker_alone,
 ]
 
 
@@ -166,20 +205,25 @@ async def test_every_reader_takes_an_image_made(
     open_base: str,
     base_layout: BaseLayout,
     wheels: Path,
-    docker_engine: DockerEngine,
+    build_engine: DockerEngine,
+    conda_channel: Path,
+    bare: BaseLayout,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made = await way(Ground(team, define, open_registry, open_base, base_layout, wheels, tmp_path, monkeypatch))
+    ground = Ground(
+        team, define, open_registry, open_base, base_layout, wheels, tmp_path, monkeypatch, conda_channel, bare
+    )
+    made = await way(ground)
     layout = f"{made.reference.rpartition('@')[0]}:{made.tag}" if made.tag else ""
     scratch = tmp_path / "conforms"
     if layout:
         await conforms(made.reference, scratch, layout=layout)
         pushed = push_with_skopeo(layout, open_registry.repository_url(f"{team.repository_prefix}/from-layout:1"))
-        docker_engine.pull(pushed)
-        docker_engine.run(pushed, "python", "-c", made.check)
+        build_engine.pull(pushed)
+        build_engine.run(pushed, "python", "-c", made.check)
     else:
-        await conforms(made.reference, scratch, engine=docker_engine, check=made.check)
+        await conforms(made.reference, scratch, engine=build_engine, check=made.check, managed=made.managed)
     async with repository_of(made.reference) as (repository, digest):
         manifest, _ = await read_image(repository, digest)
     assert_is_oci(manifest)

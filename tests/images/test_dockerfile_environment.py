@@ -15,11 +15,8 @@ from tests.support.registry import Registry
 
 
 @pytest.fixture(autouse=True)
-def _use_engine(docker_engine: DockerEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PREFECT_ENVIRONMENTS_BUILD_NETWORK", "host")  # the engine of the tests has no bridge
-    for name, value in docker_engine.environment.items():
-        if value:
-            monkeypatch.setenv(name, value)
+def _use_engine(build_engine: DockerEngine) -> None:
+    """Dockerfiles are built with the tests' engine."""
 
 
 def dockerfile(base: str, line: str = "RUN echo made > /made.txt") -> str:

@@ -14,7 +14,7 @@ import pytest
 from prefect_environments.core.oci import digest as digests
 from prefect_environments.core.oci.layout import Layout
 from tests.images.conftest import Define
-from tests.images.parts import Outcome, Team, build, conforms, push_with_skopeo, read_image, tool
+from tests.images.parts import Outcome, Team, build, push_with_skopeo, read_image, tool
 from tests.support.engine import DockerEngine
 from tests.support.registry import Registry
 from tests.support.session import need
@@ -31,10 +31,6 @@ async def built(define: Define, tmp_path: Path) -> Outcome:
 def image(built: Outcome, tmp_path: Path) -> str:
     """The image as skopeo names it: by the tag that is the image hash."""
     return f"oci:{tmp_path / 'images'}:environments/demo:{digests.hex_of(built.ready.image_hash)}"
-
-
-async def test_every_reader_takes_the_layout(built: Outcome, image: str, tmp_path: Path) -> None:
-    await conforms(built.ready.reference, tmp_path, layout=image)
 
 
 def test_docker_loads_and_runs_the_layouts_image(image: str, docker_engine: DockerEngine, tmp_path: Path) -> None:

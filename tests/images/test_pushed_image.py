@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.images.conftest import Define
-from tests.images.parts import PYTHON, Team, build, conforms
+from tests.images.parts import PYTHON, Team, build
 from tests.support.base import BaseLayout
 from tests.support.engine import DockerEngine
 from tests.support.registry import Registry
@@ -74,10 +74,6 @@ def test_the_bases_settings_are_kept_and_its_pythons_are_not(image: str, docker_
     assert not {"PYTHONPATH", "PYTHONHOME"} & variables.keys()
     assert docker_engine.run(image) == "cmd yes\n"
     assert docker_engine.docker("inspect", "--format", "{{.Config.Labels.kept}}", image) == "label\n"
-
-
-async def test_every_reader_takes_the_image(image: str, docker_engine: DockerEngine, tmp_path: Path) -> None:
-    await conforms(image, tmp_path, engine=docker_engine, check="import alpha")
 
 
 @pytest.mark.network

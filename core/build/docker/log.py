@@ -54,6 +54,7 @@ class BuildLog:
         if text.strip():
             self._lines.setdefault(key, deque(maxlen=LAST_LINES)).append(text)
             logger.info("%s", text)
+            self._progress.printed(text)
 
     def failed(self, key: str, reason: str) -> None:
         """A step failed; the first one counts, because others are stopped then."""

@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import jwt
@@ -41,17 +42,18 @@ class Refused(Exception):
 
 
 class Entra(StandIn):
-    """One tenant. `lifetime` is what tokens live from now on, in seconds; `resources` are the audiences it knows."""
+    """One tenant. `lifetime` is what tokens live from now on, in seconds, and `announced` what it says that they live,
+    if that is another number; `resources` are the audiences it knows."""
 
     def __init__(self, tls: ssl.SSLContext) -> None:
         super().__init__(tls)
         self.tenant = str(uuid.uuid4())
         self.lifetime = 3600
+        self.announced: int | None = None
         self.resources: set[str] = set()
         self.apps: dict[str, App] = {}
         self.issued: list[str] = []
         self._key = uuid.uuid4().hex
-        self._cluster = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         self._revoked: set[str] = set()
 
     def routes(self) -> Iterable[web.RouteDef]:
@@ -70,7 +72,7 @@ class Entra(StandIn):
     def service_account_token(self, app: App) -> str:
         """What a Kubernetes cluster that the tenant trusts writes into a pod for its service account."""
         claims = {"iss": "https://cluster.example.com", "sub": app.federated_subject, "aud": FEDERATED_AUDIENCE}
-        return jwt.encode({**claims, "exp": int(time.time()) + 3600}, self._cluster, "RS256")
+        return jwt.encode({**claims, "exp": int(time.time()) + 3600}, _cluster(), "RS256")
 
     def issue(self, app: App, audience: str) -> str:
         """A token of `app` for `audience`, as the token endpoint gives it."""
@@ -127,7 +129,9 @@ class Entra(StandIn):
         except Refused as refused:
             return _refusal(refused)
         token = self.issue(app, audience)
-        return web.json_response({"token_type": "Bearer", "expires_in": self.lifetime, "access_token": token})
+        return web.json_response(
+            {"token_type": "Bearer", "expires_in": self.announced or self.lifetime, "access_token": token}
+        )
 
     def _audience(self, form: Mapping[str, str]) -> str:
         audience = form.get("scope", "").split(" ")[0].removesuffix("/.default")
@@ -163,7 +167,7 @@ class Entra(StandIn):
             if "x5t" in header or "x5t#S256" in header:
                 self._check_certificate(app, assertion, header)
             else:
-                claims = jwt.decode(assertion, self._cluster.public_key(), ["RS256"], audience=FEDERATED_AUDIENCE)
+                claims = jwt.decode(assertion, _cluster().public_key(), ["RS256"], audience=FEDERATED_AUDIENCE)
                 if not app.federated_subject or claims["sub"] != app.federated_subject:
                     raise Refused(401, "invalid_client", 700213, "No matching federated identity record found")
         except jwt.InvalidTokenError:
@@ -181,6 +185,11 @@ class Entra(StandIn):
         claims = jwt.decode(assertion, key, ["RS256", "PS256"], audience=endpoint)
         if claims["sub"] != app.client_id:
             raise Refused(401, "invalid_client", 700021, "The assertion's subject is another application")
+
+
+@cache
+def _cluster() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
 def _refusal(refused: Refused) -> web.Response:

@@ -1,0 +1,1 @@
+"""Dockerfiles built by Azure Container Registry Tasks: no Docker engine is needed where the flow runs."""

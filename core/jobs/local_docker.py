@@ -1,0 +1,248 @@
+"""Jobs in a Docker engine on this machine: the ready image by its digest, the source and the outputs mounted."""
+
+import asyncio
+import fcntl
+import logging
+import os
+import re
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect_environments.core.build.docker.engine import Engine
+from prefect_environments.core.errors import BuildError, DefinitionError, JobError
+from prefect_environments.core.jobs.command import command_of
+from prefect_environments.core.jobs.config import ScriptRunConfig, bytes_of
+from prefect_environments.core.jobs.engine_image import api_of, ensure_image
+from prefect_environments.core.jobs.launcher import GRACE, JobExit, JobRequest
+from prefect_environments.core.jobs.log import JobLog, Lines
+from prefect_environments.core.site import Site
+
+LABEL = "com.prefect-environments.job"
+"""The label of every container that runs a job; its value is the job's id."""
+NETWORK_VARIABLE = "PREFECT_ENVIRONMENTS_JOB_NETWORK"
+
+SOURCE = "/job"
+"""The working directory of a job in its container."""
+HOME = "/home/job"
+
+_HOST_LABEL = f"{LABEL}.host"
+_MARKER_LABEL = f"{LABEL}.marker"
+_NETWORK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*")
+_END = 4.0  # seconds for the engine to take a stopped container away
+_KILLED = 137
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class DockerLauncher:
+    """Runs jobs in containers of `engine`. `network` is a network mode or name (default:
+    `PREFECT_ENVIRONMENTS_JOB_NETWORK`, else the engine's own)."""
+
+    site: Site
+    engine: Engine
+    network: str = ""
+
+    @property
+    def target(self) -> str:
+        return "docker"
+
+    async def run(self, request: JobRequest, log: JobLog) -> JobExit:
+        """See `Launcher.run`. Raises `JobError`, and `EngineUnavailable` where the engine stops to answer."""
+        network = self.network or os.environ.get(NETWORK_VARIABLE, "")
+        if network and not _NETWORK.fullmatch(network):
+            raise DefinitionError(f"the job's network is a mode or name such as host or none, not {network!r:.100}")
+        self._check_engine()
+        await asyncio.to_thread(remove_abandoned, self.engine)
+        started = time.monotonic()
+        image = await ensure_image(self.site, request.record, self.engine)
+        seconds = {"image": time.monotonic() - started}
+        container = _Container(self.engine, f"prefect-environments-{request.id}")
+        started = time.monotonic()
+        try:
+            await asyncio.to_thread(container.create, image, request, network)
+            code, timed_out = await container.follow(log, request.config.time_limit_seconds or None)
+            seconds["run"] = time.monotonic() - started
+            # an inner process may be what was killed: its parent then ends as it likes
+            killed = await asyncio.to_thread(container.out_of_memory)
+            return JobExit(code, seconds, out_of_memory=killed and code != 0, timed_out=timed_out)
+        finally:
+            await container.remove()
+
+    def _check_engine(self) -> None:
+        if not self.engine.address.startswith(("unix://", "http+docker://", "npipe://")):
+            raise JobError(
+                "a local job's folders are mounted, which needs a Docker engine on this machine; the one that is set "
+                "(DOCKER_HOST, or docker's context) is elsewhere: unset it, or choose compute_target local:process"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Container:
+    """One job's container; its methods but `follow` and `remove` block."""
+
+    engine: Engine
+    name: str
+
+    def create(self, image: str, request: JobRequest, network: str) -> None:
+        with api_of(self.engine) as api:
+            options = _security_options(api)
+            command = command_of(request.config, request.record.python_path)
+            api.create_container(
+                image,
+                name=self.name,
+                entrypoint=list(command[:1]),  # the image's own would take the command as its arguments
+                command=list(command[1:]),
+                environment=_variables(request.variables),
+                working_dir=SOURCE,
+                user=_user(options),
+                labels=_labels(request),
+                healthcheck={"test": ["NONE"]},
+                use_config_proxy=True,
+                host_config=api.create_host_config(**_host_config(request, network, options)),
+            )
+
+    async def follow(self, log: JobLog, limit: float | None) -> tuple[int, bool]:
+        """Start it and read what it prints; gives its exit status, and whether the time limit ended it."""
+        thread = asyncio.ensure_future(asyncio.to_thread(self._run, log))
+        try:
+            done, _ = await asyncio.wait([thread], timeout=limit)
+            if done:
+                return thread.result(), False
+            await asyncio.to_thread(self._stop)
+            return await thread, True
+        except asyncio.CancelledError:
+            await asyncio.wait([asyncio.ensure_future(asyncio.to_thread(self._stop)), thread], timeout=GRACE + _END)
+            raise
+
+    def _run(self, log: JobLog) -> int:
+        with api_of(self.engine, None) as api:
+            stream = api.attach(self.name, stdout=True, stderr=True, stream=True, demux=True)
+            api.start(self.name)
+            out, err = Lines(log), Lines(log)
+            for pieces in stream:
+                for lines, piece in zip((out, err), pieces, strict=True):
+                    if piece:
+                        lines.feed(piece)
+            out.close()
+            err.close()
+            return int(api.wait(self.name)["StatusCode"])
+
+    def _stop(self) -> None:
+        """Ask it to end, and after some seconds end it."""
+        with suppress(JobError), api_of(self.engine) as api:  # gone already
+            api.stop(self.name, timeout=int(GRACE))
+
+    def out_of_memory(self) -> bool:
+        with api_of(self.engine) as api:
+            return bool(api.inspect_container(self.name)["State"].get("OOMKilled"))
+
+    async def remove(self) -> None:
+        """Take the container away, also while a cancellation is on its way."""
+
+        def work() -> None:
+            from docker.errors import NotFound  # noqa: PLC0415
+
+            try:
+                with suppress(NotFound), api_of(self.engine) as api:
+                    api.remove_container(self.name, force=True, v=True)
+            except (BuildError, JobError) as error:
+                if not isinstance(error.__cause__, NotFound) and "No such container" not in str(error):
+                    logger.warning("the container %s could not be removed: %s", self.name, error)
+
+        await asyncio.wait([asyncio.ensure_future(asyncio.to_thread(work))], timeout=2 * _END)
+
+
+def remove_abandoned(engine: Engine) -> None:
+    """Remove the containers of jobs whose process on this machine is gone: killed, so that it could not do it."""
+    with api_of(engine) as api:
+        ours = {"label": [LABEL, f"{_HOST_LABEL}={socket.gethostname()}"]}
+        for container in api.containers(all=True, filters=ours):
+            if not _is_held(Path(container["Labels"].get(_MARKER_LABEL, ""))):
+                logger.info("removing the container of the job %s, whose process is gone", container["Labels"][LABEL])
+                with suppress(Exception):  # another process removes it, too
+                    api.remove_container(container["Id"], force=True, v=True)
+
+
+def _is_held(marker: Path) -> bool:
+    """Whether a process holds the lock of a temporary folder's marker, as it does for as long as it lives."""
+    try:
+        with marker.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _labels(request: JobRequest) -> dict[str, str]:
+    marker = str(request.folder).removesuffix(".d")
+    return {LABEL: request.id, _HOST_LABEL: socket.gethostname(), _MARKER_LABEL: marker}
+
+
+def _security_options(api: Any) -> tuple[str, ...]:
+    """`rootless`, `userns` and the like."""
+    found = api.info().get("SecurityOptions") or []
+    return tuple(option.partition("name=")[2].partition(",")[0] for option in found)
+
+
+def _user(options: tuple[str, ...]) -> str:
+    """Who a job is, so that its outputs belong to the caller: in a rootless engine, root is the caller."""
+    return "0:0" if "rootless" in options else f"{os.getuid()}:{os.getgid()}"
+
+
+def _variables(variables: Mapping[str, str]) -> list[str]:
+    """The user's number has no entry in the image's list of users: home and name are told by variables."""
+    found = {"HOME": HOME, "USER": "job", "LOGNAME": "job", **variables}
+    return [f"{name}={value}" for name, value in found.items()]
+
+
+def _host_config(request: JobRequest, network: str, options: tuple[str, ...]) -> dict[str, Any]:
+    config = request.config
+    given: dict[str, Any] = {
+        "mounts": _mounts(request),
+        "init": True,  # hands signals on, and collects what a job's processes leave
+        "log_config": {"type": "none", "config": {}},  # lines come by attaching; the engine's files are not masked
+        "security_opt": ["label=disable"],  # SELinux would hide the mounted folders
+        "shm_size": bytes_of(config.shm_size) or None,
+        **_limits(config),
+    }
+    if network:
+        given["network_mode"] = network
+    if "userns" in options:
+        given["userns_mode"] = "host"
+    return given
+
+
+def _limits(config: ScriptRunConfig) -> dict[str, Any]:
+    from docker.types import DeviceRequest  # noqa: PLC0415
+
+    found: dict[str, Any] = {}
+    if config.cpus:
+        found["nano_cpus"] = int(config.cpus * 1e9)
+    if memory := bytes_of(config.memory):
+        found |= {"mem_limit": memory, "memswap_limit": memory}  # without swap, which would only slow it down first
+    if config.gpus:
+        found["device_requests"] = [DeviceRequest(count=config.gpus, capabilities=[["gpu"]])]
+    return found
+
+
+def _mounts(request: JobRequest) -> list[Any]:
+    from docker.types import Mount  # noqa: PLC0415
+
+    home = request.folder / "home"
+    home.mkdir(exist_ok=True)
+    mounts = [Mount(SOURCE, str(request.source), type="bind"), Mount(HOME, str(home), type="bind")]
+    if request.config.outputs:
+        place = request.source / request.config.outputs
+        if place.is_symlink():
+            place.unlink()
+        place.mkdir(parents=True, exist_ok=True)  # else the engine would make it, as root
+        mounts.append(Mount(f"{SOURCE}/{request.config.outputs}", str(request.outputs), type="bind"))
+    return mounts
