@@ -13,7 +13,12 @@ from prefect_environments.blocks.credentials import PackageIndexCredentials
 from prefect_environments.blocks.registry import ContainerRegistry
 from prefect_environments.blocks.secrets import PrefectSecretStore
 from prefect_environments.blocks.versions import PrefectVersionStore
-from prefect_environments.core.build.acr_tasks.settings import LONGEST_RUN, SHORTEST_LIMIT, TasksSettings, tasks_settings
+from prefect_environments.core.build.acr_tasks.settings import (
+    LONGEST_RUN,
+    SHORTEST_LIMIT,
+    TasksSettings,
+    tasks_settings,
+)
 from prefect_environments.core.build.builder import BuilderName
 from prefect_environments.core.definition import check_base_image
 from prefect_environments.core.errors import DefinitionError, NotSupportedYet
@@ -69,7 +74,10 @@ class Workspace(EnvironmentsBlock):
         description="What builds Dockerfiles: docker (an engine beside the flow) or acr-tasks (the Azure registry).",
     )
     build_timeout: int = Field(
-        default=3600, ge=SHORTEST_LIMIT, le=LONGEST_RUN, description="Seconds that ACR Tasks may take to build a Dockerfile."
+        default=3600,
+        ge=SHORTEST_LIMIT,
+        le=LONGEST_RUN,
+        description="Seconds that ACR Tasks may take to build a Dockerfile.",
     )
     build_agent_pool: str | None = Field(
         default=None, description="Agent pool of the registry for ACR Tasks; Azure's shared agents if none is given."

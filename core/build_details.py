@@ -9,6 +9,7 @@ from typing import Literal
 from prefect_environments.core import loop, registration
 from prefect_environments.core.console import megabytes
 from prefect_environments.core.definition import EnvironmentDefinition
+from prefect_environments.core.errors import BuildError
 from prefect_environments.core.progress import Progress
 from prefect_environments.core.ready import ReadyImage
 from prefect_environments.core.redact import redact
@@ -102,6 +103,8 @@ class ImageBuildDetails:
         except BaseException:
             self.cancel()
             raise
+        if self._task.cancelled():
+            raise BuildError("the build was cancelled; build again")
         return registration.details(self._workspace, loop.run(_result(self._task)))
 
     def cancel(self) -> None:
@@ -116,14 +119,10 @@ def begin(workspace: Workspace, definition: EnvironmentDefinition) -> ImageBuild
     """Begin to build and register a definition."""
     log = Recorded()
 
-    async def work() -> VersionRecord:
-        try:
-            return await registration.registered(workspace, definition, log)
-        finally:
-            log.close()
-
     async def start() -> "asyncio.Task[VersionRecord]":
-        return asyncio.get_running_loop().create_task(work())
+        task = asyncio.create_task(registration.registered(workspace, definition, log))
+        task.add_done_callback(lambda _: log.close())
+        return task
 
     return ImageBuildDetails(loop.run(start()), log, workspace)
 

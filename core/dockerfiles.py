@@ -22,7 +22,7 @@ from prefect_environments.core.oci.descriptor import Descriptor
 from prefect_environments.core.redact import remember
 from prefect_environments.core.secrets import resolve as resolve_secret
 from prefect_environments.core.site import Site, open_repository
-from prefect_environments.core.stores import ImageLocation
+from prefect_environments.core.stores import ImageLocation, tool_login
 from prefect_environments.core.workspace import BuildsElsewhere
 
 logger = logging.getLogger(__name__)
@@ -141,16 +141,14 @@ async def _digest_of(site: Site, definition: EnvironmentDefinition, image: str) 
 
 async def _logins(site: Site, definition: EnvironmentDefinition, *, own: bool = True) -> dict[str, tuple[str, str]]:
     """User and password by registry, for private base images: the definition's, and with `own` the workspace's."""
-    settings = site.workspace.registry_settings
-    given = {definition.base_image_registry: (definition.base_image_username, definition.base_image_password)}
-    if own:
-        given[settings.address] = given.get(settings.address) or (settings.username or "", settings.password or "")
-    else:
-        given.pop(settings.address, None)
-    logins = {}
-    for host, (user, password) in given.items():
-        if host and user and password:
-            pair = [await resolve_secret(part, site.workspace.secrets) for part in (user, password)]
-            remember(str(pair[1]))
-            logins[host] = (str(pair[0]), str(pair[1]))
+    settings, store = site.workspace.registry_settings, site.workspace.secrets
+    host, logins = definition.base_image_registry, {}
+    if host and definition.base_image_username and (own or host != settings.address):
+        given = definition.base_image_username, definition.base_image_password
+        user, password = [str(await resolve_secret(part, store)) for part in given]
+        logins[host] = (user, password)
+    if own and settings.address not in logins and (login := await tool_login(settings, store)):
+        logins[settings.address] = login
+    for _, password in logins.values():
+        remember(password)
     return logins

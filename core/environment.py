@@ -302,18 +302,22 @@ class Environment(Section):
         pushImageToWorkspaceAcr: bool = True,  # noqa: N803
     ) -> "ReadyImage":
         """Build and register from this machine, or find what is there. The image goes into the workspace's registry
-        whatever `pushImageToWorkspaceAcr` says: it is made there. Raises `NotSupportedYet` without `useDocker`."""
+        whatever `pushImageToWorkspaceAcr` says: it is made there.
+
+        Without `useDocker`, an environment with the same versions is made on this machine, too, and `python_path` is
+        its interpreter. Raises `JobError` where this machine cannot have it, such as for want of that Python.
+        """
         from prefect_environments.core import registration  # noqa: PLC0415  # aiohttp and so on: only to build
 
-        if not useDocker:
-            raise NotSupportedYet(
-                "build_local(useDocker=False) makes a conda environment on this machine, which this release does not; "
-                "leave useDocker out: images are made without Docker where no Dockerfile asks for it"
-            )
         wanted = copy.deepcopy(self) if platform else self
         if platform:
             wanted.docker.platform = platform
-        return registration.details(workspace, registration.register(workspace, wanted.definition()))
+        ready = registration.details(workspace, registration.register(workspace, wanted.definition()))
+        if useDocker:
+            return ready
+        from prefect_environments.core.jobs.run import make_local  # noqa: PLC0415  # only where it is asked for
+
+        return make_local(workspace, ready)
 
     def build(self, workspace: "Workspace", image_build_compute: str | None = None) -> "ImageBuildDetails":
         """Begin to build and register in the background, and return at once; `wait_for_completion` of what it gives

@@ -1,4 +1,4 @@
-"""The main job, on this machine alone: a requirements file becomes a ready, registered image, three times over.
+"""The main job, on this machine alone: a requirements file becomes a ready, registered image, and a model is trained.
 
 Run it by `make demo`, or `make demo BASE=<image reference>`. Everything it makes is in the folder .demo.
 """
@@ -31,7 +31,7 @@ os.environ.pop("PREFECT_API_URL", None)
 
 from rich.console import Console  # noqa: E402
 
-from prefect_environments import Environment, ReadyImage, Workspace  # noqa: E402
+from prefect_environments import Environment, JobResult, ReadyImage, ScriptRunConfig, Workspace  # noqa: E402
 from prefect_environments.core.console import console_progress, megabytes  # noqa: E402
 from prefect_environments.core.distribution.registry import Limits, Registry  # noqa: E402
 from prefect_environments.core.errors import PrefectEnvironmentsError  # noqa: E402
@@ -67,7 +67,9 @@ def run(console: Console, base: str) -> None:
     changed = Environment.from_pip_requirements("iris", more)
     changed.docker.base_image = base
     last = build(console, build_environment, changed, workspace, "3. One package more: only the change is paid")
+    job = train(console, workspace, first)
     tag = last.image_hash.removeprefix("sha256:")
+    console.print(f"\n[bold green]accuracy {job.metrics['accuracy']:.3f}[/]", highlight=False)
     console.print(
         f"\nVersions {first.version} and {last.version} of {first.name!r} are registered. To look into the image:\n"
         f"  skopeo inspect oci:{FOLDER / 'workspace' / 'images'}:environments/iris:{tag}",
@@ -99,6 +101,26 @@ def build(
     for name, value in summary(ready, time.monotonic() - started).items():
         console.print(f"  [bold]{name:<10}[/] {value}", highlight=False)
     return ready
+
+
+def train(console: Console, workspace: Workspace, ready: ReadyImage) -> JobResult:
+    """Run examples/iris/train.py in the image: by Docker if there is an engine, else as a process."""
+    from prefect_environments.flows import run_training_job  # noqa: PLC0415
+
+    console.print("\n[bold]4. A training job in the first image[/]", highlight=False)
+    started = time.monotonic()
+    config = ScriptRunConfig(source_directory=str(HERE / "iris"), script="train.py", environment=ready)
+    job: JobResult = run_training_job(config, workspace, outputs_directory=str(FOLDER / "jobs"))
+    steps = ", ".join(f"{step} {value:.2f}" for step, value in job.seconds.items())
+    rows = {
+        "environment": f"{job.name}:{job.version}",
+        "ran": "in Docker" if job.target == "docker" else "as a process: no Docker engine answers here",
+        "outputs": f"{', '.join(file.path for file in job.files)} in {job.outputs}",
+        "seconds": f"{time.monotonic() - started:.1f} with Prefect ({steps})",
+    }
+    for name, value in rows.items():
+        console.print(f"  [bold]{name:<11}[/] {value}", highlight=False)
+    return job
 
 
 def summary(ready: ReadyImage, seconds: float) -> dict[str, str]:

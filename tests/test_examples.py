@@ -155,7 +155,6 @@ def test_what_a_later_release_brings_says_so_and_what_to_do_instead(tmp_path: Pa
     workspace, env = Workspace.local(tmp_path), Environment("train")
     later: dict[str, Callable[[], object]] = {
         "Workspace.load": Workspace.from_config,
-        "register": lambda: env.build(workspace),
         "leave useDocker out": lambda: env.build_local(workspace, useDocker=False),
         "give a version": lambda: Environment.get(workspace, "train", label="production"),
     }

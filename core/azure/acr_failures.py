@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from prefect_environments.core.azure.failures import connection_failure
+from prefect_environments.core.azure.failures import connection_failure, error_body
 from prefect_environments.core.distribution.failures import TRANSIENT, error_of, tidy
 from prefect_environments.core.errors import NotFound, RegistryAuthError, RegistryError, RegistryUnreachable
 
@@ -20,6 +20,8 @@ def explain(error: "AzureError", where: str, step: str, advice: str) -> Registry
         return RegistryUnreachable(f"{head} got no answer: {unreached}")
     status: int | None = getattr(error, "status_code", None)
     code, message = error_of(_body(error))
+    if code is None and (own := error_body(error)):  # Resource Manager's form
+        code, message = str(own.get("code") or ""), str(own.get("message") or "")
     said = f": {tidy(' '.join((code or '', message)))}" if code or message else ""
     text = f"{head} failed with HTTP {status}{said}"
     kind, then = RegistryError, "Check that login_server is an Azure Container Registry"

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from prefect_environments.core.azure.credentials import Identity
 
 _SIGN_IN_CODE = re.compile(r"AADSTS(\d+)")
+_OTHER_TENANT = re.compile(r"not configured to acquire tokens for tenant ([0-9A-Za-z.-]*[0-9A-Za-z])")
 _CALLER = re.compile(r"\b(appid|oid)=([0-9A-Fa-f-]{36})")
 _NO_ANSWER = ("Max retries exceeded", "HTTPSConnection", "CERTIFICATE_VERIFY_FAILED")  # requests', which identity hides
 _LONGEST = 300
@@ -37,6 +38,8 @@ def sign_in_failure(error: "AzureError", identity: "Identity") -> str:
     known = _SIGN_IN_ADVICE.get(code[1]) if code else None
     if known and code:
         return f"{identity} got no token: {known} (AADSTS{code[1]})"
+    if other := _OTHER_TENANT.search(message):
+        return f"{identity} got no token: what was asked belongs to tenant {other[1]}; set tenant_id to that"
     if any(word in message for word in _NO_ANSWER) and identity.kind != "managed-identity":
         return f"{identity} got no token from {identity.cloud.authority_host}: {_unreachable(message)}"
     kinds = {

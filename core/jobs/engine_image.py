@@ -1,4 +1,4 @@
-"""The ready image in a Docker engine: pulled by its digest, or loaded from an image-layout folder; checked either way."""
+"""The ready image in a Docker engine: pulled by its digest, or loaded from an image-layout folder and checked."""
 
 import asyncio
 import json

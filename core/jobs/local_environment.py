@@ -125,7 +125,7 @@ async def _make(site: Site, lock: Lock, interpreter: str, folder: Path) -> None:
 
 
 async def _named(site: Site, cache: WheelCache, package: LockedPackage | LockedCondaPackage) -> Path:
-    """The verified archive under its own name, which installers read; always at the same place, which uv knows again."""
+    """The verified archive under its own name, which installers read, and always at one place, by which uv knows it."""
     path = await cache.get(package)
     named = site.cache / "named" / package.sha256 / package.filename
     named.parent.mkdir(parents=True, exist_ok=True)
@@ -195,7 +195,7 @@ async def _uv(site: Site, arguments: list[str], *, may_fail: bool = False) -> st
             return ""
         said = re.sub(r"\s+", " ", done.stderr).strip()
         raise JobError(
-            f"the local environment could not be made here (uv {' '.join(arguments[:2])}): {said}. With Docker, the image "
-            "itself would run"
+            f"the local environment could not be made here (uv {' '.join(arguments[:2])}): {said}. With Docker, the "
+            "image itself would run"
         )
     return done.stdout.strip()

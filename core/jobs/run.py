@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from prefect_environments.core import attachments, files, steps
+from prefect_environments.core import attachments, files, loop, steps
 from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.errors import DefinitionError, EngineUnavailable, JobFailed, NotFound, NotSupportedYet
 from prefect_environments.core.jobs import outputs as kept
@@ -18,8 +18,9 @@ from prefect_environments.core.jobs.log import JobLog
 from prefect_environments.core.jobs.source import check_source, stage
 from prefect_environments.core.jobs.variables import resolved
 from prefect_environments.core.lock.model import Lock, LockedBase
+from prefect_environments.core.ready import ReadyImage
 from prefect_environments.core.resolving import as_it_is
-from prefect_environments.core.site import Site
+from prefect_environments.core.site import Site, open_site
 from prefect_environments.core.versions import VersionRecord
 from prefect_environments.core.workspace import Workspace
 
@@ -98,7 +99,7 @@ async def run_job(
     """
     check(config)
     started, name = time.monotonic(), job_id or new_job_id()
-    lock = await _lock_of(site, record)
+    lock = await lock_of(site, record)
     variables = await resolved(record.environment_variables, config.environment_variables, site.workspace.secrets)
     runner = launcher or await choose_launcher(site, config)
     place = (outputs or default_outputs()) / name / "outputs"
@@ -119,7 +120,23 @@ async def run_job(
     return result
 
 
-async def _lock_of(site: Site, record: VersionRecord) -> Lock:
+def make_local(workspace: Workspace, ready: ReadyImage) -> ReadyImage:
+    """An environment on this machine with the versions of an image; `python_path` is its interpreter.
+
+    Raises `JobError` where this machine cannot have it.
+    """
+    from prefect_environments.core.jobs.local_environment import ensure_environment  # noqa: PLC0415  # if needed
+
+    async def work() -> Path:
+        async with open_site(workspace) as site:
+            record = await workspace.versions.get(ready.name, ready.version)
+            return await ensure_environment(site, await lock_of(site, record))
+
+    return ready.model_copy(update={"python_path": str(loop.run(work()))})
+
+
+async def lock_of(site: Site, record: VersionRecord) -> Lock:
+    """The lock that a version's image was made from."""
     repository = site.repository(record.name)
     definition = EnvironmentDefinition(**record.definition)
     if definition.user_managed:

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from prefect_environments.core.conda_dependencies import CondaDependencies as CondaDependencies
     from prefect_environments.core.definition import EnvironmentDefinition as EnvironmentDefinition
     from prefect_environments.core.environment import Environment as Environment
+    from prefect_environments.core.jobs.config import ScriptRunConfig as ScriptRunConfig
+    from prefect_environments.core.jobs.distribution import MpiConfiguration as MpiConfiguration
+    from prefect_environments.core.jobs.distribution import PyTorchConfiguration as PyTorchConfiguration
+    from prefect_environments.core.jobs.launcher import JobResult as JobResult
     from prefect_environments.core.ready import ReadyImage as ReadyImage
     from prefect_environments.core.sections import DockerBuildContext as DockerBuildContext
 
@@ -21,7 +25,11 @@ _WHERE = {
     "DockerBuildContext": "prefect_environments.core.sections",
     "Environment": "prefect_environments.core.environment",
     "EnvironmentDefinition": "prefect_environments.core.definition",
+    "JobResult": "prefect_environments.core.jobs.launcher",
+    "MpiConfiguration": "prefect_environments.core.jobs.distribution",
+    "PyTorchConfiguration": "prefect_environments.core.jobs.distribution",
     "ReadyImage": "prefect_environments.core.ready",
+    "ScriptRunConfig": "prefect_environments.core.jobs.config",
     "Workspace": "prefect_environments.blocks",
 }
 
@@ -31,7 +39,11 @@ __all__ = [
     "DockerBuildContext",
     "Environment",
     "EnvironmentDefinition",
+    "JobResult",
+    "MpiConfiguration",
+    "PyTorchConfiguration",
     "ReadyImage",
+    "ScriptRunConfig",
     "Workspace",
 ]
 

@@ -51,9 +51,14 @@ class Ground:
         """A client of our own straight to the registry."""
         return Registry(self.registry.address, credentials=Credentials(self.registry.username, self.registry.password))
 
-    def open_uploads(self) -> list[Path]:
-        """Upload sessions in the test's repositories that could have been deleted."""
-        return open_uploads(self.registry, self.prefix)
+    async def open_uploads(self) -> list[Path]:
+        """Upload sessions in the test's repositories that could have been deleted, once the registry has finished what
+        it had in hand."""
+        for _ in range(50):
+            if not (found := open_uploads(self.registry, self.prefix)):
+                break
+            await asyncio.sleep(0.2)
+        return found
 
 
 def open_uploads(registry: Running, prefix: str) -> list[Path]:

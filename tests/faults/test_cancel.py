@@ -41,7 +41,7 @@ async def test_a_cancelled_push_closes_its_sessions_and_removes_its_files(place:
         with pytest.raises(asyncio.CancelledError):
             await task
         await asyncio.sleep(0.5)  # what the proxy has in hand still reaches the registry
-    assert ground.open_uploads() == []
+    assert await ground.open_uploads() == []
     assert await settled_leftovers(ground.folder) == []
     assert await workspace.versions.versions(NAME) == []
 

@@ -149,7 +149,7 @@ async def test_what_passes_does_not_stop_a_push(case: str, ground: Ground) -> No
         assert (outcome.digest, outcome.version) == (ground.plan.digest, 1)
         await check_state(ground, outcome)
         if not SECRET_SESSIONS.search(case):
-            assert ground.open_uploads() == []
+            assert await ground.open_uploads() == []
 
 
 @pytest.mark.parametrize("case", FAILING)
@@ -167,7 +167,7 @@ async def test_what_stays_ends_in_an_error_that_helps_and_the_next_run_completes
         assert ground.registry.password not in text
         await check_state(ground, outcome)
         if not SECRET_SESSIONS.search(case):
-            assert ground.open_uploads() == []
+            assert await ground.open_uploads() == []
         proxy.rules.clear()
         again = await settle(ground, proxy)
         assert isinstance(again, VersionRecord), again

@@ -175,7 +175,7 @@ def test_a_wrong_definition_is_our_error_before_a_run_begins(
     ("wrong", "error", "says"),
     [
         ({"base_image": ""}, DefinitionError, "names no base image"),
-        ({"conda_dependencies": ["numpy"]}, NotSupportedYet, "conda environments"),
+        ({"conda_dependencies": ["numpy"]}, DefinitionError, "names no channel"),
         ({"requirements": ["no-such-package"]}, PrefectEnvironmentsError, "no-such-package"),
     ],
 )

@@ -4,10 +4,11 @@ The SDK is synchronous, as everywhere with Azure here: calls are made in threads
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from prefect_environments.core.azure.credentials import token_credential
 from prefect_environments.core.azure.failures import (
@@ -136,8 +137,9 @@ def _signed(url: str | None) -> str:
     """A signed address, which opens what it names to whoever reads it: never shown."""
     if not url:
         raise BuildError("ACR Tasks gave no address for the build's context or log; try again, and see Azure's status")
-    remember(url)
-    remember(urlsplit(url).query)
+    query = urlsplit(url).query
+    for secret in (url, query, *parse_qs(query).get("sig", ()), *re.findall(r"sig=([^&]+)", query)):
+        remember(secret)
     return url
 
 

@@ -18,7 +18,7 @@ _STEP = re.compile(r"Step ((\d+)/\d+) : (.*)")
 _NUMBERED = re.compile(r"#\d+ .*")
 _NOISE = re.compile(
     r" ---> .*|Removing intermediate container [0-9a-f]+|Successfully (?:built|tagged) .*|Sending build context to .*"
-    r"|[0-9a-f]{12}: .*"
+    r"|[0-9a-f]{12}: .*|Run ID: \S+ .*"
 )
 """What the classic builder and the push say between the steps' own lines."""
 _FAILED_COMMAND = re.compile(r"The command .* returned a non-zero code: \d+")

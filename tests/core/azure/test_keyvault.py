@@ -204,11 +204,11 @@ def test_entra_that_is_down_is_told_from_a_vault_that_is_down(azure: Azure) -> N
     assert f"from {azure.entra.url}: it could not be reached" in str(caught.value)
 
 
-def test_a_tenant_that_does_not_exist_is_told(azure: Azure) -> None:
+def test_a_vault_of_another_tenant_says_which_one(azure: Azure) -> None:
     identity = azure.identity(tenant_id="99999999-0000-0000-0000-000000000000")
-    with pytest.raises(SecretError, match="got no token") as caught:
+    with pytest.raises(SecretError, match=f"belongs to tenant {azure.entra.tenant}; set tenant_id") as caught:
         KeyVault(azure.settings(identity)).get("pull")
-    assert "99999999-0000" in str(caught.value)
+    assert "of tenant 99999999-0000" in str(caught.value)
 
 
 def test_a_token_that_ended_early_is_renewed(azure: Azure) -> None:

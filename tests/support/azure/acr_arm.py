@@ -69,13 +69,13 @@ class Manager(StandIn):
                 self.target.store.blob_file(blob).write_bytes(self.source.store.blob_file(blob).read_bytes())
                 own.blobs.add(blob)
             self.target.store.put_manifest(where, wanted or digest, manifest.content, manifest.media_type)
-        headers = {"Location": f"{self.url}/operations/1", "Retry-After": "0"}
+        headers = {"Location": f"{self.url}/operations/1", "Retry-After": "1"}
         return web.Response(status=202, headers=headers)
 
     async def _poll(self, request: web.Request) -> web.Response:
         self.running -= 1
         if self.running >= 0:
-            return web.Response(status=202, headers={"Location": f"{self.url}/operations/1", "Retry-After": "0"})
+            return web.Response(status=202, headers={"Location": f"{self.url}/operations/1", "Retry-After": "1"})
         return web.Response(status=200)
 
 

@@ -176,8 +176,8 @@ class TasksServer(StandIn):
         if claims["appid"] not in self.allowed:
             action = "/".join(request.path.split("/")[9:])
             text = (
-                f"The client '{claims['appid']}' with object id '{claims['oid']}' does not have authorization to perform "
-                f"action 'Microsoft.ContainerRegistry/registries/{action}/action' over scope '{request.path}'."
+                f"The client '{claims['appid']}' with object id '{claims['oid']}' does not have authorization to "
+                f"perform action 'Microsoft.ContainerRegistry/registries/{action}/action' over scope '{request.path}'."
             )
             raise Refused(403, "AuthorizationFailed", text)
         if (where["subscription"], where["group"], where["registry"]) != (SUBSCRIPTION, GROUP, REGISTRY):

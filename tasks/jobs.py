@@ -1,0 +1,67 @@
+"""The task that runs a training job on this machine, and what it shows in the UI."""
+
+from pathlib import Path
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext, TaskRunContext
+
+from prefect_environments.blocks import EnvironmentVersion, Workspace
+from prefect_environments.core import loop
+from prefect_environments.core.console import megabytes
+from prefect_environments.core.jobs import run
+from prefect_environments.core.jobs.config import ScriptRunConfig
+from prefect_environments.core.jobs.launcher import JobResult
+from prefect_environments.core.names import slug
+from prefect_environments.tasks.site import at
+
+
+@task(name="run-job", persist_result=False, cache_policy=NO_CACHE)
+def run_job(
+    config: ScriptRunConfig, version: EnvironmentVersion, workspace: Workspace, outputs_directory: str | None = None
+) -> JobResult:
+    """Run a job on this machine in a version's image, its lines in the run's log. Raises `JobFailed` if it fails."""
+    record = version.to_record()
+    outputs = Path(outputs_directory).expanduser() if outputs_directory else None
+    result = at(workspace, lambda site: run.run_job(site, config, record, outputs=outputs))
+    report_job(result)
+    return result
+
+
+def find_environment(name: str, workspace: Workspace) -> EnvironmentVersion:
+    """The registered version that `name`, `name:version` or `name:version@digest` names."""
+    return EnvironmentVersion.from_record(loop.run(run.find_environment(workspace, name)))
+
+
+def report_job(result: JobResult) -> None:
+    """The metrics as a table artifact and the result as markdown; nothing outside of runs."""
+    if FlowRunContext.get() is None and TaskRunContext.get() is None:
+        return
+    if result.metrics:
+        create_table_artifact(
+            [{"metric": name, "value": value} for name, value in result.metrics.items()],
+            key=f"metrics-{slug(result.name)}"[:200],
+            description=f"Metrics of the job {result.id}",
+        )
+    create_markdown_artifact(
+        job_markdown(result), key=f"job-{slug(result.name)}"[:200], description=f"The job {result.id}"
+    )
+
+
+def job_markdown(result: JobResult) -> str:
+    """The result for readers: what it ran in, how long it took, what it left."""
+    lines = [
+        f"# Job {result.id}",
+        "",
+        "| What | Value |",
+        "|---|---|",
+        f"| Environment | {result.name} version {result.version} |",
+        f"| Image | `{result.reference}` |",
+        f"| Ran {'in Docker' if result.target == 'docker' else 'as a ' + result.target} | exit {result.exit_code} |",
+        f"| Seconds | {', '.join(f'{step} {seconds:.1f}' for step, seconds in result.seconds.items())} |",
+    ]
+    if result.files:
+        lines += ["", f"Outputs in `{result.outputs}`:", "", "| File | Size |", "|---|--:|"]
+        lines += [f"| {file.path} | {megabytes(file.size)} |" for file in result.files[:100]]
+    return "\n".join(lines)
