@@ -144,7 +144,7 @@ def report(found: dict[bool, Way], packages: int, rounds: int) -> str:
         )
     lines += [
         "",
-        "*Build* is assembling and pushing; its CPU that of the whole process and its children. *Stored* and *unpacked*",
+        "*Build* is assembling and pushing; its CPU that of the process and its children. *Stored* and *unpacked*",
         "are all layers, the base's too. *First import*: `import numpy, pandas, sklearn` in a new container each time,",
         "its files in the page cache.",
     ]

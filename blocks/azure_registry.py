@@ -116,7 +116,7 @@ class AzureContainerRegistry(EnvironmentsBlock):
         """Open a tag or manifest again."""
         loop.run(acr.set_lock(self._resolved(), repository, reference, locked=False))
 
-    def delete(self, repository: str, reference: str) -> None:
+    def delete_image(self, repository: str, reference: str) -> None:
         """Delete a tag, or by its digest a manifest with all its tags; refused while it is locked."""
         loop.run(acr.delete(self._resolved(), repository, reference))
 

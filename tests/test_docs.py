@@ -13,7 +13,7 @@ import pytest
 
 from prefect_environments.core.build.plan import BUDGET
 from tests.support.base import BaseLayout
-from tests.support.wheels import make_wheel
+from tests.support.wheels import make_wheel, serve_index
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -62,9 +62,10 @@ def test_the_code_of_the_readme_runs_as_it_stands(tmp_path: Path, base_layout: B
     assert len(blocks) == 3
     script = tmp_path / "readme.py"
     script.write_text("\n\n".join(blocks).replace("python:3.12-slim", base_layout.reference), "utf-8")
-    env = {**os.environ, "UV_NO_INDEX": "1", "UV_FIND_LINKS": str(wheels), "PREFECT_API_URL": prefect_server}
-    command = [sys.executable, script.name]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    with serve_index(wheels) as index:
+        env = {**os.environ, "UV_DEFAULT_INDEX": index.url, "PREFECT_API_URL": prefect_server}
+        command = [sys.executable, script.name]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     reference, version, again = done.stdout.split()
     folder = tmp_path / "environments" / "images"

@@ -40,6 +40,6 @@ def explain(error: "AzureError", where: str, step: str, advice: str) -> Registry
 
 def _body(error: "AzureError") -> bytes:
     try:
-        return error.response.text().encode()  # type: ignore[attr-defined]
+        return str(error.response.text()).encode()  # type: ignore[attr-defined]
     except Exception:  # whatever there is in place of an answer that was read
         return b""

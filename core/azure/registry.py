@@ -87,7 +87,8 @@ class AzureRegistry:
         if found.exchange is not None:
             return f"Give {found.username}{said_by} {right}; a new role counts after some minutes"
         if found.identity_token or found.username == TOKEN_USER:
-            return f"This sign-in ends after some hours: repeat `az acr login --name {self.name}`. Its identity needs {right}"
+            again = f"repeat `az acr login --name {self.name}`"
+            return f"This sign-in ends after some hours: {again}. Its identity needs {right}"
         return (
             f"Check the password of {found.username!r}{said_by}: the admin user must be switched on, and a token's "
             f"scope map must allow this on the repository"

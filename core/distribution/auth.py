@@ -114,6 +114,10 @@ class Auth:
             return None
         return self.credentials.username or "(identity token)"
 
+    @property
+    def _is_exchanged(self) -> bool:
+        return self.credentials is not None and self.credentials.exchange is not None
+
     def advice(self, scopes: Scopes) -> str | None:
         """What to do where these scopes are refused, if this registry has its own words for it."""
         return self._advice(scopes, self.credentials) if self._advice else None
@@ -168,7 +172,7 @@ class Auth:
 
     def _basic_header(self) -> str | None:
         found = self.credentials
-        if found is None or found.exchange is not None or not (found.username or found.password):
+        if found is None or self._is_exchanged or not (found.username or found.password):
             return None
         encoded = base64.b64encode(f"{found.username}:{found.password}".encode()).decode()
         remember(encoded)
@@ -209,11 +213,12 @@ class Auth:
         return self._identity.value
 
     def _request_token(self, challenge: Challenge, scopes: Scopes) -> Generator[Request, Answer, _Token]:
-        realm, known = self._realm(challenge), self._identity
+        realm = self._realm(challenge)
         identity = yield from self.identity_token()
         answer = yield from self._token_answer(realm, challenge, scopes, identity)
-        if answer.status == 401 and known is not None and known is self._identity:
-            self._identity = None  # it was revoked before its time
+        if answer.status == 401 and self._is_exchanged:  # its identity token was revoked before its time
+            if self._identity is not None and self._identity.value == identity:
+                self._identity = None  # else another request has seen it before, and has a new one
             identity = yield from self.identity_token()
             answer = yield from self._token_answer(realm, challenge, scopes, identity)
         return self._read_token(realm, scopes, answer)
@@ -226,7 +231,7 @@ class Auth:
         can_post = self.credentials is not None
         post = can_post and (bool(identity) if self._prefer_post is None else self._prefer_post)
         answer = yield self._token_request(realm, service, scopes, identity, post)
-        if answer.status in (404, 405) and can_post and self._identity is None:
+        if answer.status in (404, 405) and can_post and not self._is_exchanged:
             post = not post
             answer = yield self._token_request(realm, service, scopes, identity, post)
         if answer.status == 200:
@@ -269,10 +274,11 @@ class Auth:
         asked = " ".join(format_scopes(scopes)) or "sign-in"
         if answer.status != 200:
             who = f"user {self.user!r}" if self.credentials else "anonymous access (no credentials)"
+            advice = self.advice(scopes)
+            then = f". {advice}" if advice else "; check user, password and the permission for it"
             raise RegistryAuthError(
                 f"{self._registry.authority}: the token server {realm.authority} answered HTTP {answer.status} "
-                f"to {who} for {asked}; "
-                f"{self.advice(scopes) or 'check user, password and the permission for it'}",
+                f"to {who} for {asked}{then}",
                 status=answer.status,
             )
         try:

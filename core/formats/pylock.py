@@ -37,7 +37,8 @@ def read(path: Path) -> str:
             raise SpecificationError(f"{path} has more than {LIMIT} bytes, which no lock has")
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise SpecificationError(f"the lock {path} cannot be read ({error}); correct the path") from None
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise SpecificationError(f"the lock {path} cannot be read ({reason}); correct the path") from None
     return normalise(text, origin=str(path), folder=path.absolute().parent)
 
 

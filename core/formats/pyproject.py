@@ -72,11 +72,15 @@ def read(path: Path, *, extras: Sequence[str] = (), groups: Sequence[str] = ()) 
     return Project(found.packages, str(project.get("requires-python", "")))
 
 
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    return error.strerror or type(error).__name__ if isinstance(error, OSError) else "it is no UTF-8 text"
+
+
 def _document(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
-        raise SpecificationError(f"the project {path} cannot be read ({error}); correct the path") from None
+        raise SpecificationError(f"the project {path} cannot be read ({_reason(error)}); correct the path") from None
     except tomllib.TOMLDecodeError as error:
         raise SpecificationError(f"{path} is not TOML: {error}") from None
 

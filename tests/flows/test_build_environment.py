@@ -11,7 +11,6 @@ from prefect_environments import ContainerRegistry, Environment, EnvironmentDefi
 from prefect_environments.blocks import EnvironmentVersion
 from prefect_environments.core.errors import (
     DefinitionError,
-    NotSupportedYet,
     PrefectEnvironmentsError,
     RegistryUnreachable,
 )

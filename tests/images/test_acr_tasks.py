@@ -1,4 +1,4 @@
-"""Environments whose Dockerfile ACR Tasks build: with a real builder behind the stand-in, and from `Environment.build`."""
+"""Environments whose Dockerfile ACR Tasks build: a real builder behind the stand-in, and `Environment.build`."""
 
 import asyncio
 import os
@@ -225,7 +225,7 @@ def test_build_returns_at_once_and_waiting_shows_the_log_live(
     ready = details.wait_for_completion(show_output=True)
     shown = capsys.readouterr().out
     assert "== [2/2] RUN echo made\nmade\n" in shown
-    assert details.status == "Succeeded" and (ready.name, ready.version) == ("train", 1)
+    assert str(details.status) == "Succeeded" and (ready.name, ready.version) == ("train", 1)
     assert workspace.environments["train"].digest == ready.digest
     assert environment.build(workspace).wait_for_completion(show_output=False).version == 1
     assert len(tasks.runs) == 1 and capsys.readouterr().out == ""

@@ -11,6 +11,9 @@ from prefect_environments.core.build.docker.buildkit import PlainReader
 from prefect_environments.core.build.docker.log import BuildLog
 from prefect_environments.core.errors import BuildError
 
+_COLOUR = re.compile(
+    r"\x1b\[[0-9;]*m"
+)  # what steps print on standard error is red, and the builder's next line resets it
 _PIECE = 4 * 2**20  # bytes of a log in memory at once
 _AGENT = re.compile(r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d (.*)")
 _AGENT_STEP = re.compile(r"Executing step ID: (\S+?)\. .*")
@@ -88,7 +91,7 @@ class AgentReader:
 
     def read(self, line: str) -> None:
         """Take one line."""
-        line = line.rstrip("\r")
+        line = _COLOUR.sub("", line).rstrip("\r")
         if agent := _AGENT.fullmatch(line):
             self._agent(agent[1])
         elif step := _STEP.fullmatch(line):

@@ -1,4 +1,4 @@
-"""What only a Container Registry has: listings, locks, deletion, by the real SDK client; imports by Resource Manager."""
+"""What only a Container Registry has: listings, locks, deletion, by the real SDK client; imports by Azure itself."""
 
 import sys
 from collections.abc import Coroutine, Iterator

@@ -158,8 +158,8 @@ async def test_the_log_is_heard_while_the_run_goes_on_and_each_line_once(
             run.say(f"counting {number}, half of a character: ", end="")
             run.log += "é".encode()[:1]  # type: ignore[operator]
             await asyncio.sleep(0.05)
-            run.log += "é".encode()[1:] + b"\n"  # type: ignore[operator]
-            await until(lambda wanted=number: len(bench.heard.lines) > wanted)  # type: ignore[misc]
+            run.log += "é".encode()[1:] + b"\n"
+            await until(lambda: len(bench.heard.lines) > len(heard_in_time))
             heard_in_time.append(run.status)
         await bench.succeeds(run)
 

@@ -44,18 +44,15 @@ def test_a_list_without_operators_is_run_without_a_shell(tmp_path: Path) -> None
     ("command", "said"),
     [
         ("echo bootstrap && echo 'a  b'", "bootstrap\na  b\n0"),
-        ("echo bootstrap && echo train".split(), "bootstrap\ntrain\n0"),
-        ("false || echo $((1+1)); exit 3".split(), "2\n3"),
-        (["echo", "a  b", "&&", "echo", "it's"], "a  b\nit's\n0"),
+        (["echo", "bootstrap", "&&", "echo", "train"], "bootstrap\ntrain\n0"),
+        (["false", "||", "echo", "$((1+1));", "exit", "3"], "2\n3"),
+        (["echo", "a  b", "&&", "echo", "done"], "a  b\ndone\n0"),
         (["echo", "out", ">", "made.txt"], "0"),
-        ("echo 'one two' | tr a-z A-Z".split(), "ONE TWO\n0"),
+        (["echo", "'one", "two'", "|", "tr", "a-z", "A-Z"], "ONE TWO\n0"),
     ],
 )
 def test_text_and_lists_with_operators_are_run_by_a_shell(command: Any, said: str, tmp_path: Path) -> None:
     """As `"bash bootstrap.sh && python train.py".split()` is meant; a word with spaces was given whole."""
-    if "it's" in command:
-        command = [*command[:-1], "it is"]
-        said = said.replace("it's", "it is")
     assert printed(tmp_path, command=command) == said
 
 

@@ -1,5 +1,6 @@
 """What of a source folder goes to a job."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -22,6 +23,15 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "source"
 
 
+def committed(folder: Path) -> str:
+    """The id of a first commit of all that is in a folder."""
+    shutil.rmtree(folder / ".git")
+    git = ["git", "-C", str(folder), "-c", "user.name=ann", "-c", "user.email=ann@example.com"]
+    for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "one"]):
+        subprocess.run([*git, *arguments], check=True)
+    return subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+
+
 def found(folder: Path) -> set[str]:
     return {e.path for e in source_entries(folder) if e.place.is_file() and not e.path.startswith(".")}
 
@@ -33,7 +43,8 @@ def test_version_control_and_caches_are_left_out(source: Path) -> None:
 def test_gitignore_leaves_out_what_git_would(source: Path) -> None:
     """The listing of git itself is the measure."""
     (source / ".gitignore").write_text("# c\n/data/*\n!/data/keep.csv\n*.log\nbuild/\n\\#odd\noutputs\n")
-    subprocess.run(["rm", "-r", str(source / ".git"), str(source / "__pycache__")], check=True)
+    for name in (".git", "__pycache__"):
+        shutil.rmtree(source / name)
     subprocess.run(["git", "init", "-q", str(source)], check=True)
     listed = ["git", "-C", str(source), "ls-files", "--others", "--exclude-standard", "-z"]
     by_git = subprocess.run(listed, check=True, capture_output=True, text=True).stdout.split("\0")
@@ -66,11 +77,7 @@ async def test_the_copy_is_the_jobs_own(source: Path, tmp_path: Path) -> None:
 
 
 async def test_a_git_source_is_one_commit(source: Path, tmp_path: Path) -> None:
-    subprocess.run(["rm", "-r", str(source / ".git")], check=True)
-    git = ["git", "-C", str(source), "-c", "user.name=ann", "-c", "user.email=ann@example.com"]
-    for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "one"]):
-        subprocess.run([*git, *arguments], check=True)
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    commit = committed(source)
     (source / "train.py").write_text("later")
     config = ScriptRunConfig(source_directory=f"{source.as_uri()}#{commit}:lib", command="true")
     check_source(config)
