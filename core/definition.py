@@ -66,14 +66,56 @@ class EnvironmentDefinition(BaseModel):
         default=(),
         description="pip requirements, one a line, as in requirements.txt: pandas>=2, scikit-learn==1.5.2 …",
     )
-    description: str = Field(default="", description="What the environment is for; shown with its versions.")
+    conda_dependencies: tuple[str, ...] = Field(
+        default=(), description="conda packages as match specs: python=3.11, conda-forge::libgomp, numpy>=2 …"
+    )
+    conda_channels: tuple[str, ...] = Field(
+        default=(), description="conda channels, the first one first: names, URLs or folders."
+    )
     environment_variables: dict[str, str] = Field(
         default_factory=dict,
         description="Set when a job runs, not baked into the image. A secret is given by reference: secret:NAME.",
     )
+    description: str = Field(default="", description="What the environment is for; shown with its versions.")
     tags: dict[str, str] = Field(default_factory=dict, description="Free labels, kept with the version.")
+    dockerfile: str = Field(default="", description="Text of a Dockerfile to build the base image with.")
+    build_context: str = Field(
+        default="", description="Folder, or git URL with a commit (URL#COMMIT:FOLDER), to build the base image from."
+    )
+    dockerfile_path: str = Field(
+        default="", description="The Dockerfile's path in the build context; empty: Dockerfile."
+    )
+    build_arguments: dict[str, str] = Field(
+        default_factory=dict, description="Build arguments (ARG) of the Dockerfile. They are stored; secrets are not."
+    )
+    build_target: str = Field(default="", description="Stage of the Dockerfile to build; empty: the last one.")
+    build_secrets: dict[str, str] = Field(
+        default_factory=dict,
+        description="Secret references by the id that RUN --mount=type=secret,id=… names: {token: secret:NAME}.",
+    )
+    user_managed: bool = Field(
+        default=False, description="Install nothing: jobs run with the Python that the image brings."
+    )
+    interpreter_path: str = Field(default="", description="Path of Python in a user-managed image; empty: python.")
+    mirror: bool = Field(
+        default=False, description="Copy a user-managed image into the workspace's registry, instead of pointing to it."
+    )
+    extends: str = Field(
+        default="", description="A registered environment to add to, as name:version. None of its packages moves."
+    )
+    pylock: str = Field(
+        default="", description="Text of a PEP 751 lock (pylock.toml), used as it is in place of requirements."
+    )
     constraints: tuple[str, ...] = Field(
         default=(), description="Limits on versions of packages; they install nothing."
+    )
+    requires_python: str = Field(
+        default="", description="Python that the packages need, such as >=3.11; the image's is checked against it."
+    )
+    compile_bytecode: bool = Field(
+        default=False,
+        description="Put compiled bytecode (.pyc) into the image: larger and slower to build, but the first import is "
+        "fast. The machine that builds must have the image's version of Python.",
     )
     index_url: str = Field(default="", description="Package index to use instead of the default one.")
     extra_index_urls: tuple[str, ...] = Field(
@@ -100,48 +142,6 @@ class EnvironmentDefinition(BaseModel):
     )
     base_image_registry: str = Field(
         default="", description="With a Dockerfile: the registry (host[:port]) that user name and password are for."
-    )
-    conda_channels: tuple[str, ...] = Field(
-        default=(), description="conda channels, the first one first: names, URLs or folders."
-    )
-    conda_dependencies: tuple[str, ...] = Field(
-        default=(), description="conda packages as match specs: python=3.11, conda-forge::libgomp, numpy>=2 …"
-    )
-    dockerfile: str = Field(default="", description="Text of a Dockerfile to build the base image with.")
-    build_context: str = Field(
-        default="", description="Folder, or git URL with a commit (URL#COMMIT:FOLDER), to build the base image from."
-    )
-    dockerfile_path: str = Field(
-        default="", description="The Dockerfile's path in the build context; empty: Dockerfile."
-    )
-    build_arguments: dict[str, str] = Field(
-        default_factory=dict, description="Build arguments (ARG) of the Dockerfile. They are stored; secrets are not."
-    )
-    build_target: str = Field(default="", description="Stage of the Dockerfile to build; empty: the last one.")
-    build_secrets: dict[str, str] = Field(
-        default_factory=dict,
-        description="Secret references by the id that RUN --mount=type=secret,id=… names: {token: secret:NAME}.",
-    )
-    user_managed: bool = Field(
-        default=False, description="Install nothing: jobs run with the Python that the image brings."
-    )
-    interpreter_path: str = Field(default="", description="Path of Python in a user-managed image; empty: python.")
-    mirror: bool = Field(
-        default=False, description="Copy a user-managed image into the workspace's registry, instead of pointing to it."
-    )
-    pylock: str = Field(
-        default="", description="Text of a PEP 751 lock (pylock.toml), used as it is in place of requirements."
-    )
-    requires_python: str = Field(
-        default="", description="Python that the packages need, such as >=3.11; the image's is checked against it."
-    )
-    extends: str = Field(
-        default="", description="A registered environment to add to, as name:version. None of its packages moves."
-    )
-    compile_bytecode: bool = Field(
-        default=False,
-        description="Put compiled bytecode (.pyc) into the image: larger and slower to build, but the first import is "
-        "fast. The machine that builds must have the image's version of Python.",
     )
     allow_literal_secrets: bool = Field(
         default=False, description="Accept environment variables that look like secrets. They are stored in plain text."

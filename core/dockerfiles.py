@@ -91,7 +91,10 @@ class EngineBuilder:
         site, store = self.site, self.site.workspace.secrets
         image = await build_image(
             inputs,
-            secrets={name: str(await resolve_secret(ref, store)) for name, ref in inputs.secrets.items()},
+            secrets={
+                name: str(await resolve_secret(reference, store, f"build_secrets.{name}"))
+                for name, reference in inputs.secrets.items()
+            },
             logins=await _logins(site, self.definition),
             scratch=site.scratch,
             progress=site.progress,
@@ -144,9 +147,8 @@ async def _logins(site: Site, definition: EnvironmentDefinition, *, own: bool = 
     settings, store = site.workspace.registry_settings, site.workspace.secrets
     host, logins = definition.base_image_registry, {}
     if host and definition.base_image_username and (own or host != settings.address):
-        given = definition.base_image_username, definition.base_image_password
-        user, password = [str(await resolve_secret(part, store)) for part in given]
-        logins[host] = (user, password)
+        user = str(await resolve_secret(definition.base_image_username, store, "base_image_username"))
+        logins[host] = user, str(await resolve_secret(definition.base_image_password, store, "base_image_password"))
     if own and settings.address not in logins and (login := await tool_login(settings, store)):
         logins[settings.address] = login
     for _, password in logins.values():

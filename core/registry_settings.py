@@ -33,6 +33,8 @@ class RegistrySettings:
     """How patient to be with it."""
     azure: "AzureRegistry | None" = field(default=None, repr=False)
     """What an Azure Container Registry has beside this: who signs in where no user does, and what registering locks."""
+    fields: tuple[str, str] | None = field(default=None, repr=False, compare=False)
+    """What errors call the places of `username` and `password`, where these are not the registry's own."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "address", check_address(self.address))
@@ -48,8 +50,9 @@ class RegistrySettings:
 
     async def resolved(self, secrets: SecretStore) -> "RegistrySettings":
         """The same with references replaced by their values. Raises `SecretError`."""
-        username, password = await resolve(self.username, secrets), await resolve(self.password, secrets)
-        return replace(self, username=username, password=password)
+        names = self.fields or (f"username of the registry {self.address}", f"password of the registry {self.address}")
+        username = await resolve(self.username, secrets, names[0])
+        return replace(self, username=username, password=await resolve(self.password, secrets, names[1]))
 
 
 def check_address(address: object) -> str:

@@ -112,15 +112,23 @@ class SecretValue(str):
         raise SecretError(f"the value of {self.reference} is not pickled; hand its reference on and resolve it there")
 
 
-async def resolve(text: str | None, store: SecretStore) -> str | None:
+async def resolve(text: str | None, store: SecretStore, field: str = "") -> str | None:
     """The value behind `text` if it is a reference (a `SecretValue`), else `text` as it is.
 
-    Raises `SecretError` for a malformed reference and for one that the store cannot resolve.
+    Raises `SecretError` for a malformed reference and for one that the store cannot resolve; it begins with `field`,
+    the place that `text` stands in, and the reference.
     """
     if text is None or isinstance(text, SecretValue) or not SecretReference.is_reference(text):
         return text
-    reference = SecretReference.parse(text)
-    return SecretValue(await store.get(reference), reference)
+    try:
+        reference = SecretReference.parse(text)
+    except SecretError as error:
+        raise SecretError(f"{field}: {error}" if field else str(error)) from None
+    try:
+        return SecretValue(await store.get(reference), reference)
+    except SecretError as error:
+        said = str(error).removeprefix(f"{reference}: ")
+        raise SecretError(": ".join(part for part in (field, str(reference), said) if part)) from None
 
 
 class RedactingFilter(logging.Filter):

@@ -14,8 +14,8 @@ from prefect_environments.core.oci.layout import Layout
 from prefect_environments.core.oci.repository import Repository, Store
 from prefect_environments.core.progress import SILENT, Progress
 from prefect_environments.core.redact import remember
+from prefect_environments.core.references import feed_logins
 from prefect_environments.core.registry_settings import RegistrySettings
-from prefect_environments.core.secrets import resolve as resolve_secret
 from prefect_environments.core.stores import ImageLocation, open_store
 from prefect_environments.core.workspace import Workspace
 
@@ -78,10 +78,9 @@ async def open_site(
     store = await open_store(workspace.registry_settings, workspace.secrets)
     try:
         credentials = {}
-        for url, (user, password) in workspace.index_credentials.items():
-            pair = await resolve_secret(user, workspace.secrets), await resolve_secret(password, workspace.secrets)
-            remember(str(pair[1] or pair[0]))  # some indexes take a token as the user name
-            credentials[url] = (str(pair[0]), str(pair[1]))
+        for url, (user, password) in (await feed_logins(workspace)).items():
+            remember(password or user)  # some indexes take a token as the user name
+            credentials[url] = (user, password)
         site = Site(workspace, store, cache or default_cache(), progress, credentials)
         _sweep(site)
         yield site
@@ -118,6 +117,7 @@ def _settings(definition: EnvironmentDefinition, location: ImageLocation, own: R
     login = definition.base_image_username or None, definition.base_image_password or None
     if definition.base_image_registry not in ("", location.address):
         login = None, None  # a Dockerfile may name images of any registry: credentials are for the one that they name
+    fields = "base_image_username", "base_image_password"
     if location.address == own.address:
-        return replace(own, username=login[0], password=login[1])
-    return RegistrySettings(location.address, *login)
+        return replace(own, username=login[0], password=login[1], fields=fields)
+    return RegistrySettings(location.address, *login, fields=fields)

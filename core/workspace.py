@@ -1,6 +1,6 @@
 """What core needs of a workspace. The `Workspace` block is one; tests may bring others."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from prefect_environments.core.registry_settings import RegistrySettings
@@ -8,6 +8,7 @@ from prefect_environments.core.secrets import SecretStore
 from prefect_environments.core.versions import VersionStore
 
 if TYPE_CHECKING:
+    from prefect_environments.core.azure.keyvault import VaultSettings
     from prefect_environments.core.build.acr_tasks.settings import TasksSettings
 
 
@@ -44,6 +45,23 @@ class Workspace(Protocol):
     @property
     def index_credentials(self) -> Mapping[str, tuple[str, str]]:
         """User and password (values or secret references) by index URL."""
+
+
+@runtime_checkable
+class HasFeeds(Protocol):
+    """A workspace with more private indexes and conda channels than its one index."""
+
+    async def feed_credentials(self) -> Mapping[str, tuple[str, str]]:
+        """User and password (values or secret references) by URL. Raises `DefinitionError` for a feed that is gone."""
+
+
+@runtime_checkable
+class KnowsVaults(Protocol):
+    """A workspace that resolves references to Key Vaults."""
+
+    @property
+    def vaults(self) -> "Sequence[VaultSettings]":
+        """The vaults that it knows, the default one first."""
 
 
 @runtime_checkable

@@ -30,7 +30,7 @@ def build_environment(
     """Turn an environment definition into a ready image: resolved, built only if the registry lacks it, registered.
 
     Args:
-        environment: What the image shall hold: a base image and pip requirements.
+        environment: A base image or Dockerfile, and what lies on it: pip requirements, conda packages, or a lock.
         workspace: Where the image is pushed and registered.
         upgrade: Resolve afresh instead of keeping the versions of the last registered lock.
         force: Assemble and push again even where the registry has the image.

@@ -5,6 +5,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -37,6 +38,7 @@ _NAME = re.compile(r"[A-Za-z][0-9A-Za-z-]{1,22}[0-9A-Za-z]")
 _HOST = re.compile(r"[0-9A-Za-z](?:[0-9A-Za-z.-]*[0-9A-Za-z])?(?::[0-9]{1,5})?")
 _SECRET_NAME = re.compile(r"[0-9A-Za-z-]{1,127}")
 _SECRET_VERSION = re.compile(r"[0-9A-Za-z]{1,64}")
+_PROBE = "prefect-environments-check"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,16 @@ class KeyVault:
         """The names of all secrets, sorted; no value is read."""
         found = self._call(Step("list"), lambda client: list(client.list_properties_of_secrets()))
         return sorted(str(properties.name) for properties in found)
+
+    def check(self) -> None:
+        """Ask for a secret that nobody has: raises `SecretError` unless this identity may read values."""
+        from azure.core.exceptions import ResourceNotFoundError  # noqa: PLC0415
+
+        def ask(client: "SecretClient") -> None:
+            with suppress(ResourceNotFoundError):  # who may not read gets 403 for every name
+                client.get_secret(_PROBE)
+
+        self._call(Step("get", _PROBE), ask)
 
     def is_deleted(self, name: str) -> bool | None:
         """Whether a secret waits to be recovered or purged; `None` if this identity may not know."""

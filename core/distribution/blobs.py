@@ -209,6 +209,13 @@ async def _opening(place: Place, request: Request, asked: Coroutine[Any, Any, An
     return await settled(asked, _CLEANUP_SECONDS, close)
 
 
+async def try_upload(place: Place) -> None:
+    """Open an upload session and cancel it: raises what a push would, and stores nothing."""
+    start = place.request("POST", "blobs/uploads/", "opening of an upload", actions=_PUSH, expect={202})
+    answer = await _opening(place, start, place.transport.fetch(start))
+    await cancel(place, place.transport.resolve(start, start.url, answer.headers.get("Location")))
+
+
 def _judge_refusal(place: Place, descriptor: Descriptor, request: Request, status: int, body: bytes) -> None:
     """A lost upload session may be replaced by another; wrong bytes stay wrong."""
     code, message = error_of(body)

@@ -172,6 +172,10 @@ class RegistryRepository:
         sending starts again."""
         return await blobs.write(self._place, descriptor, content, on_bytes)
 
+    async def check_push(self) -> None:
+        """Raise what a push would (`RegistryAuthError` and so on) without storing anything."""
+        await blobs.try_upload(self._place)
+
     async def mount_blob(self, descriptor: Descriptor, source: str) -> bool:
         """Take a blob over from repository path `source` of this registry; `False` if it must be sent."""
         return await blobs.mount(self._place, descriptor, source)

@@ -260,7 +260,7 @@ async def test_secrets_that_cannot_be_read_are_named(prefect_server: str) -> Non
     for text, says in (
         ("secret:no-such-block", "no Secret block named 'no-such-block'"),
         (f"secret:{numbers}", "holds dict, not a text"),
-        ("@Microsoft.KeyVault(VaultName=team;SecretName=x)", "VaultName=team.*cannot be resolved yet"),
+        ("@Microsoft.KeyVault(VaultName=team;SecretName=x)", "VaultName=team.*no Key Vault is known here"),
     ):
         with pytest.raises(SecretError, match=says):
             await store.get(SecretReference.parse(text))

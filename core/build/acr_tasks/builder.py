@@ -12,7 +12,7 @@ from prefect_environments.core import files
 from prefect_environments.core.build import deflate
 from prefect_environments.core.build.acr_tasks.client import Run, TasksClient
 from prefect_environments.core.build.acr_tasks.log import AgentReader, RunLog
-from prefect_environments.core.build.acr_tasks.request import build_request, check
+from prefect_environments.core.build.acr_tasks.request import build_request, check, needs_buildkit
 from prefect_environments.core.build.acr_tasks.settings import TasksSettings
 from prefect_environments.core.build.acr_tasks.storage import Storage
 from prefect_environments.core.build.base import load_base
@@ -59,7 +59,8 @@ class TasksBuilder:
             request = build_request(inputs, image, source, self.settings, logins)
             run = await client.schedule(request)
             logger.info("%s: run %s is scheduled", self.settings, run.id)
-            ended = await _Watch(self.settings, client, storage, run, self.progress).to_the_end()
+            reader = AgentReader(BuildLog(self.progress), buildkit=needs_buildkit(inputs.dockerfile))
+            ended = await _Watch(self.settings, client, storage, run, reader).to_the_end()
         pushed = await self._pushed(ended, image)
         await load_base(self.repository, pushed.digest, f"that run {run.id} built", inputs.platform)
         await unmoved()
@@ -108,50 +109,50 @@ class _Watch:
     client: TasksClient
     storage: Storage
     run: Run
-    progress: Progress
+    reader: AgentReader
 
     async def to_the_end(self) -> Run:
         """The run as it ended well. Raises `BuildError` with the failed step and its last lines."""
-        reader = AgentReader(BuildLog(self.progress))
+        reader = self.reader
         try:
             async with asyncio.timeout(self.settings.timeout + self.settings.patience) as limit:
-                run = await self._follow(reader)
+                run = await self._follow()
         except BaseException as error:
             await self._cancel()
             if isinstance(error, TimeoutError) and limit.expired():
-                raise self._too_late(reader) from None
+                raise self._too_late() from None
             raise
         if run.status == "Succeeded":
             return run
         if run.status == "Timeout":
-            raise self._too_late(reader)
+            raise self._too_late()
         if run.status == "Canceled":
             raise BuildError(f"run {run.id} of {self.settings} was cancelled in Azure by somebody else; build again")
         reader.log.failed(reader.key, run.error or reader.last or f"the run ended as {run.status}")
         raise reader.log.error(_advice(run, self.settings))
 
-    async def _follow(self, reader: AgentReader) -> Run:
+    async def _follow(self) -> Run:
         log = RunLog(self.storage, lambda: self.client.log_url(self.run))
         loop, run = asyncio.get_running_loop(), self.run
         asked = loop.time()
         while not run.has_ended:
-            await self._read(log, reader)
+            await self._read(log)
             if log.complete or loop.time() - asked >= _LOOK * self.settings.poll:
                 asked, run = loop.time(), await self.client.run(self.run)
             if not run.has_ended:
                 await asyncio.sleep(self.settings.poll * (_LOOK if log.lost else 1))
         while not (log.complete or log.lost) and loop.time() - asked < _TAIL * self.settings.poll:
             await asyncio.sleep(self.settings.poll)
-            await self._read(log, reader)
+            await self._read(log)
         return run
 
-    async def _read(self, log: RunLog, reader: AgentReader) -> None:
+    async def _read(self, log: RunLog) -> None:
         """What is new in the log. A build goes on without it: only what it printed is not seen."""
         if log.lost:
             return
         try:
             for line in await log.new_lines():
-                reader.read(line)
+                self.reader.read(line)
         except (BuildError, RegistryError) as error:
             log.lost = True
             logger.warning("the log of run %s cannot be shown: %s", self.run.id, error)
@@ -168,12 +169,14 @@ class _Watch:
 
         await asyncio.wait([asyncio.ensure_future(ask())], timeout=_CLEANUP)
 
-    def _too_late(self, reader: AgentReader) -> BuildError:
-        reader.log.failed(
-            reader.key,
+    def _too_late(self) -> BuildError:
+        self.reader.log.failed(
+            self.reader.key,
             f"run {self.run.id} of {self.settings} did not end within its limit of {self.settings.timeout} seconds",
         )
-        return reader.log.error("Give it more time (build_timeout of the workspace), or find out what it waits for")
+        return self.reader.log.error(
+            "Give it more time (build_timeout of the workspace), or find out what it waits for"
+        )
 
 
 def _advice(run: Run, settings: TasksSettings) -> str:

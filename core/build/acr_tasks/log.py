@@ -6,19 +6,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from prefect_environments.core.build.acr_tasks.request import BUILD
 from prefect_environments.core.build.acr_tasks.storage import Storage
 from prefect_environments.core.build.docker.buildkit import PlainReader
 from prefect_environments.core.build.docker.log import BuildLog
 from prefect_environments.core.errors import BuildError
 
-_COLOUR = re.compile(
-    r"\x1b\[[0-9;]*m"
-)  # what steps print on standard error is red, and the builder's next line resets it
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # standard error is red, and the builder's next line resets it
 _PIECE = 4 * 2**20  # bytes of a log in memory at once
 _AGENT = re.compile(r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d (.*)")
 _AGENT_STEP = re.compile(r"Executing step ID: (\S+?)\. .*")
 _STEP = re.compile(r"Step ((\d+)/\d+) : (.*)")
-_NUMBERED = re.compile(r"#\d+ .*")
 _NOISE = re.compile(
     r" ---> .*|Removing intermediate container [0-9a-f]+|Successfully (?:built|tagged) .*|Sending build context to .*"
     r"|[0-9a-f]{12}: .*|Run ID: \S+ .*"
@@ -80,26 +78,25 @@ class RunLog:
 class AgentReader:
     """Reads what an agent of ACR Tasks logs: its own words with a time before them, and those of the builder."""
 
-    def __init__(self, log: BuildLog) -> None:
+    def __init__(self, log: BuildLog, *, buildkit: bool) -> None:
         self.log = log
         self.last = ""
         """The agent's own last words: where the builder named no step, they say what went wrong."""
         self.key = ""
         """The step that runs now."""
-        self._buildkit = PlainReader(log)
-        self._is_buildkit = False
+        self._plain = PlainReader(log) if buildkit else None
+        self._is_building = False
 
     def read(self, line: str) -> None:
         """Take one line."""
         line = _COLOUR.sub("", line).rstrip("\r")
         if agent := _AGENT.fullmatch(line):
             self._agent(agent[1])
+        elif self._plain is not None and self._is_building:
+            self._plain.read(line)
         elif step := _STEP.fullmatch(line):
             self.key = step[2]
             self.log.step(self.key, f"[{step[1]}] {step[3]}")
-        elif self._is_buildkit or _NUMBERED.fullmatch(line):
-            self._is_buildkit = True
-            self._buildkit.read(line)
         elif _FAILED_COMMAND.fullmatch(line):
             self.log.failed(self.key, line)
         elif _NOISE.fullmatch(line):
@@ -108,9 +105,8 @@ class AgentReader:
             self.log.line(self.key, line)
 
     def _agent(self, words: str) -> None:
-        self._is_buildkit = False
         if step := _AGENT_STEP.fullmatch(words):
-            self.key = f"agent {step[1]}"
+            self.key, self._is_building = f"agent {step[1]}", step[1] == BUILD
             self.log.note(self.key, f"{step[1]} by ACR Tasks")
         else:
             self.last = words or self.last

@@ -10,12 +10,14 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
-from prefect_environments.core.distribution.connection import open_session, proxy_for, tls_context
+from prefect_environments.core.distribution.connection import Stall, open_session, proxy_for, tls_context
+from prefect_environments.core.distribution.content import Content
 from prefect_environments.core.errors import BuildError, RegistryUnreachable
 
 _VERSION = {"x-ms-version": "2019-12-12"}  # the first to take 5,000 MiB in one request
 _ATTEMPTS = 4
-_ANSWER = aiohttp.ClientTimeout(total=None, connect=30, sock_read=60)
+_STALL = 60.0  # seconds without a byte
+_TIMES = aiohttp.ClientTimeout(connect=30, sock_read=_STALL)
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 _LONGEST_PAUSE = 30.0
 
@@ -34,10 +36,12 @@ class Storage:
         """Send a file as a block blob. Raises `RegistryUnreachable`, and `BuildError` if the storage refuses it."""
         size = path.stat().st_size
 
+        content = Content(path, size, "the build context", on_bytes)
+
         async def send() -> "Answer":
-            with path.open("rb") as file:
+            async with asyncio.timeout(_STALL) as timer:
                 headers = {"x-ms-blob-type": "BlockBlob", "Content-Length": str(size)}
-                return await self._ask("PUT", url, headers, data=file)
+                return await self._ask("PUT", url, headers, data=content.pieces(Stall(timer, _STALL, _STALL)))
 
         answer = await self._patiently(send, "send the build context to", url)
         if answer.status != 201:
@@ -45,7 +49,6 @@ class Storage:
                 f"the storage of ACR Tasks refused the build context ({size} bytes) with HTTP status {answer.status}; "
                 "try again, and keep what the build does not need out of the context with .dockerignore"
             )
-        on_bytes(size)
 
     async def read(self, url: str, start: int, end: int) -> "Answer":
         """The bytes of a blob from `start` to before `end`."""
@@ -71,7 +74,7 @@ class Storage:
             headers=headers | _VERSION,
             ssl=self._tls,
             proxy=proxy_for(target),
-            timeout=_ANSWER,
+            timeout=_TIMES,
             allow_redirects=False,
             **options,
         ) as response:

@@ -150,7 +150,7 @@ async def test_the_log_is_heard_while_the_run_goes_on_and_each_line_once(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The agent waits for each of its lines to be heard before it writes the next: a log that came late would hang."""
-    heard_in_time = []
+    heard_in_time: list[str] = []
 
     async def talks(run: Run) -> None:
         run.say("Step 1/2 : FROM base", "Step 2/2 : RUN count")
@@ -196,6 +196,20 @@ async def test_a_failure_names_the_step_and_its_last_lines(bench: Bench) -> None
     text = str(caught.value)
     assert "at [2/3] RUN make it" in text and "code: 7" in text and "compiling\n    no such header" in text
     assert "run ca1" in text and "cancel" not in " ".join(bench.server.log)
+
+
+async def test_a_failure_of_buildkit_names_the_step_and_its_last_lines(bench: Bench) -> None:
+    async def fails(run: Run) -> None:
+        run.agent_says("Executing step ID: build. Timeout(sec): 3600, Working directory: '', Network: ''")
+        run.say("#1 [internal] load build definition from Dockerfile", "#1 DONE 0.0s", "#5 [2/3] RUN make it")
+        run.say("#5 0.312 compiling", "#5 0.400 no such header", "#5 ERROR: process did not complete: exit code: 7")
+        run.agent_says("Container failed during run: build. No retries remaining.")
+        run.end("Failed", "failed during run, err: exit status 1")
+
+    bench.server.agent = fails
+    with pytest.raises(BuildError, match=r"(?s)at \[2/3\] RUN make it: .*code: 7.*compiling\n    no such header"):
+        await bench.build("FROM base\nRUN --mount=type=cache,target=/c make it\n")
+    assert "[2/3] RUN make it" in bench.heard.steps
 
 
 async def test_a_run_that_fails_before_any_step_says_what_the_agent_said(bench: Bench) -> None:
@@ -457,6 +471,8 @@ def test_settings_say_what_the_workspaces_registry_lacks(bench: Bench) -> None:
 
 @given(st.lists(st.text(st.characters(exclude_characters="\r\n"), max_size=40), max_size=20))
 def test_no_line_of_a_log_breaks_its_reader(lines: list[str]) -> None:
-    reader = AgentReader(BuildLog())
-    for line in lines:
-        reader.read(line)
+    for buildkit in (False, True):
+        reader = AgentReader(BuildLog(), buildkit=buildkit)
+        reader.read("2026/11/23 03:00:00 Executing step ID: build. Timeout(sec): 28800")
+        for line in lines:
+            reader.read(line)
