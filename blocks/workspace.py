@@ -1,6 +1,7 @@
 """A workspace: one registry, one list of versions, and the rules for what is built in it."""
 
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
@@ -10,9 +11,13 @@ from pydantic import Field, field_validator, model_validator
 from prefect_environments.blocks.azure_registry import AzureContainerRegistry
 from prefect_environments.blocks.base import DOCUMENTATION_URL, LOGO_URL, EnvironmentsBlock
 from prefect_environments.blocks.credentials import PackageIndexCredentials
+from prefect_environments.blocks.keyvault import Keyvault
+from prefect_environments.blocks.loading import check_work_pool, load_block
 from prefect_environments.blocks.registry import ContainerRegistry
-from prefect_environments.blocks.secrets import PrefectSecretStore
+from prefect_environments.blocks.secrets import WorkspaceSecretStore
 from prefect_environments.blocks.versions import PrefectVersionStore
+from prefect_environments.core import loop, workspace_config
+from prefect_environments.core.azure.keyvault import VaultSettings
 from prefect_environments.core.build.acr_tasks.settings import (
     LONGEST_RUN,
     SHORTEST_LIMIT,
@@ -21,7 +26,8 @@ from prefect_environments.core.build.acr_tasks.settings import (
 )
 from prefect_environments.core.build.builder import BuilderName
 from prefect_environments.core.definition import check_base_image
-from prefect_environments.core.errors import DefinitionError, NotSupportedYet
+from prefect_environments.core.errors import DefinitionError
+from prefect_environments.core.findings import Finding
 from prefect_environments.core.names import check_name, check_workspace_name, slug
 from prefect_environments.core.registry_settings import LAYOUT_PREFIX, RegistrySettings
 from prefect_environments.core.secrets import SecretStore
@@ -51,6 +57,7 @@ class Workspace(EnvironmentsBlock):
     _documentation_url = DOCUMENTATION_URL
     _logo_url = LOGO_URL
 
+    # The order is that of the form in the UI: what few need comes last.
     name: str = Field(
         default=...,
         description="The workspace's name: 1 to 60 letters, digits, '.', '_' and '-'. Versions belong to it.",
@@ -59,35 +66,60 @@ class Workspace(EnvironmentsBlock):
     registry: AzureContainerRegistry | ContainerRegistry = Field(
         default=..., description="The registry that keeps the images."
     )
-    repository_prefix: str = Field(
-        default="environments", description="Path in the registry under which each environment has its repository."
+    keyvault: Keyvault | None = Field(
+        default=None,
+        title="Key Vault",
+        description="The vault that references such as @Microsoft.KeyVault(VaultName=…;SecretName=…) are read from.",
     )
     default_base_image: str | None = Field(
         default=None, description="Base image of environments that name none, such as python:3.12-slim."
     )
-    allow_source_builds: bool = Field(
-        default=False,
-        description="Build pure-Python packages without a wheel for every environment, not only where it is asked.",
+    index: PackageIndexCredentials | None = Field(
+        default=None,
+        title="Package Index",
+        description="Private package index to resolve from; the public one if none is given.",
     )
     builder: BuilderName = Field(
         default="docker",
         description="What builds Dockerfiles: docker (an engine beside the flow) or acr-tasks (the Azure registry).",
     )
+    work_pool: str | None = Field(default=None, description="Work pool that jobs run in if they name none.")
+    repository_prefix: str = Field(
+        default="environments", description="Path in the registry under which each environment has its repository."
+    )
+    feeds: list[str] = Field(
+        default_factory=list,
+        title="More Private Feeds",
+        description="Names of Package Index Credentials blocks: sign-ins for extra indexes and conda channels.",
+    )
+    known_vaults: list[str] = Field(
+        default_factory=list,
+        title="More Key Vaults",
+        description="Names or addresses of other vaults that references may name, read as the Key Vault above.",
+    )
+    allow_unknown_vaults: bool = Field(
+        default=False, description="Accept references to any vault of the same cloud, read as the Key Vault above."
+    )
+    allow_source_builds: bool = Field(
+        default=False,
+        description="Build pure-Python packages without a wheel for every environment, not only where it is asked.",
+    )
     build_timeout: int = Field(
         default=3600,
         ge=SHORTEST_LIMIT,
         le=LONGEST_RUN,
+        title="ACR Tasks: Time Limit",
         description="Seconds that ACR Tasks may take to build a Dockerfile.",
     )
     build_agent_pool: str | None = Field(
-        default=None, description="Agent pool of the registry for ACR Tasks; Azure's shared agents if none is given."
+        default=None,
+        title="ACR Tasks: Agent Pool",
+        description="Agent pool of the registry; Azure's shared agents if none is given.",
     )
     build_as_caller: bool = Field(
         default=False,
-        description="ACR Tasks push as the registry's credentials: for a registry with permissions by repository.",
-    )
-    index: PackageIndexCredentials | None = Field(
-        default=None, description="Private package index to resolve from; the public one if none is given."
+        title="ACR Tasks: Push as Caller",
+        description="Push as the registry's credentials: for a registry with permissions by repository.",
     )
     local_folder: str | None = Field(
         default=None,
@@ -113,6 +145,21 @@ class Workspace(EnvironmentsBlock):
             )
         return prefix
 
+    @field_validator("feeds", "known_vaults", mode="after")
+    @classmethod
+    def _no_blanks(cls, lines: list[str]) -> list[str]:
+        return [line.strip() for line in lines if line.strip()]  # the form adds empty rows
+
+    @model_validator(mode="after")
+    def _fitting_vaults(self) -> Self:
+        if self.keyvault is None and (self.known_vaults or self.allow_unknown_vaults):
+            raise DefinitionError(
+                "known_vaults and allow_unknown_vaults are read with the credentials of the field keyvault, which is "
+                "not set: set it to a Keyvault block"
+            )
+        _ = self.vaults
+        return self
+
     @model_validator(mode="after")
     def _can_build(self) -> Self:
         _ = self.acr_tasks
@@ -126,12 +173,22 @@ class Workspace(EnvironmentsBlock):
         return cls(name=name, registry=registry, local_folder=str(path))
 
     @classmethod
-    def from_config(cls, *_: object, **__: object) -> Self:
-        """Not yet there: a workspace of Azure ML's `config.json`."""
-        raise NotSupportedYet(
-            "Workspace.from_config reads an Azure workspace's config.json, which comes with a later release; "
-            'use Workspace.load("NAME") for a stored workspace, or Workspace.local(FOLDER)'
-        )
+    def from_config(cls, path: str | Path | None = None, auth: object = None, _file_name: str | None = None) -> Self:
+        """The stored workspace that `path` names (a block's name, or a path with a slash or dot in it), else the
+        variable `PREFECT_ENVIRONMENTS_WORKSPACE`, else the `workspace_name` of Azure ML's `.azureml/config.json` or
+        `config.json` here or in a folder above, else the block `default`.
+
+        `auth` has no effect: who signs in is a matter of the registry's and the vault's blocks. Raises
+        `DefinitionError` that says what was tried, and `SpecificationError` for a file that cannot be read.
+        """
+        if auth is not None:
+            warnings.warn(
+                "Workspace.from_config: auth has no effect; the workspace's registry and Key Vault blocks have "
+                "credentials of their own (AzureCredentials)",
+                stacklevel=2,
+            )
+        choice = workspace_config.choose(path, file_name=_file_name)
+        return loop.run(load_block(cls, choice.block, choice.missing()))
 
     @property
     def versions(self) -> VersionStore:
@@ -149,8 +206,35 @@ class Workspace(EnvironmentsBlock):
 
     @property
     def secrets(self) -> SecretStore:
-        """What resolves secret references in this workspace."""
-        return PrefectSecretStore()
+        """What resolves secret references in this workspace: Secret blocks, and the Key Vaults that it knows."""
+        return WorkspaceSecretStore(self.vaults, allow_unknown=self.allow_unknown_vaults)
+
+    @property
+    def vaults(self) -> list[VaultSettings]:
+        """The Key Vaults that it knows, the default one first."""
+        return self.keyvault.known_vaults(self.known_vaults) if self.keyvault else []
+
+    def get_default_keyvault(self) -> Keyvault:
+        """The workspace's Key Vault. Raises `DefinitionError` if it has none."""
+        if self.keyvault is None:
+            raise DefinitionError(
+                f"the workspace {self.name!r} has no Key Vault; set its field keyvault to a Keyvault block"
+            )
+        return self.keyvault
+
+    def check(self) -> list[Finding]:
+        """What works, and what to fix: sign-in, registry, pulling, pushing, vaults, versions, indexes, what builds.
+
+        Stores nothing: an upload is opened and cancelled. Raises nothing for what does not work.
+        """
+        return loop.run(self.acheck())
+
+    async def acheck(self) -> list[Finding]:
+        """The same for code that runs in a loop."""
+        from prefect_environments.core.checking import check  # noqa: PLC0415  # clients of all that it looks at
+
+        found = await check(self)
+        return [*found, await check_work_pool(self.work_pool)] if self.work_pool else found
 
     @property
     def registry_settings(self) -> RegistrySettings:
@@ -181,6 +265,19 @@ class Workspace(EnvironmentsBlock):
             return {}
         password = self.index.password.get_secret_value() if self.index.password else ""
         return {self.index.url: (self.index.username, password)}
+
+    async def feed_credentials(self) -> dict[str, tuple[str, str]]:
+        """User and password (values or references) of `feeds` by URL. Raises `DefinitionError` for one that is gone."""
+        found = {}
+        for name in self.feeds:
+            missing = DefinitionError(
+                f"feeds of the workspace {self.name!r} names {name!r}, but there is no Package Index Credentials block "
+                "of that name; make it, or remove it from feeds"
+            )
+            feed = await load_block(PackageIndexCredentials, name, missing)
+            if feed.username is not None:
+                found[feed.url] = (feed.username, feed.password.get_secret_value() if feed.password else "")
+        return found
 
     def repository_path(self, name: str) -> str:
         """The path of an environment's repository in the registry. Raises `NameNotAllowed`."""

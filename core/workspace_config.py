@@ -1,6 +1,6 @@
 """Which workspace a script means: named by an argument, a variable, or Azure ML's `config.json`.
 
-Azure ML looks for `.azureml/config.json` in a folder and all above it, then in the same way for `config.json`, and so do
+Azure ML looks for `.azureml/config.json` in a folder and all above it, then in the same way for `config.json`; so do
 we. Of the file only `workspace_name` counts: subscription and resource group are matters of the registry's block.
 """
 

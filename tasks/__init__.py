@@ -1,5 +1,6 @@
 """Prefect tasks: one a verb, for people who compose their own flows."""
 
+from prefect_environments.tasks.check import check_workspace
 from prefect_environments.tasks.verbs import (
     build_image,
     find_image,
@@ -14,6 +15,7 @@ from prefect_environments.tasks.verbs import (
 
 __all__ = [
     "build_image",
+    "check_workspace",
     "find_image",
     "get_environment",
     "hash_environment",

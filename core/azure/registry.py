@@ -48,8 +48,9 @@ class AzureRegistry:
 
     @property
     def name(self) -> str:
-        """The registry's name: what its login server begins with."""
-        return self.login_server.partition(":")[0].partition(".")[0] if _named(self.login_server) else self.login_server
+        """The registry's name: what its login server begins with, without the hash of a domain name label."""
+        host = self.login_server.partition(":")[0]
+        return self.login_server if host.replace(".", "").isdigit() else host.partition(".")[0].partition("-")[0]
 
     async def get(self, host: str) -> Credentials | None:
         """The identity's Entra token, to be exchanged. Raises `RegistryAuthError` if there is none to be had."""
@@ -142,8 +143,3 @@ class EntraExchange:
 def _roles(scopes: "Scopes") -> tuple[str, str]:
     actions = sorted({action for _, action in scopes if action in _STRENGTH}, key=_STRENGTH.index)
     return _ROLES[actions[-1] if actions else "pull"]
-
-
-def _named(login_server: str) -> bool:
-    """Whether it is a name, and not an address of four numbers."""
-    return not login_server.replace(".", "").partition(":")[0].isdigit()

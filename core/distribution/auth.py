@@ -165,6 +165,10 @@ class Auth:
         self._tokens[scopes] = token
         return token.header
 
+    def is_since(self, header: str, moment: float) -> bool:
+        """Whether the token of a header was given at `moment` or later."""
+        return any(token.header == header and token.born >= moment for token in self._tokens.values())
+
     def _cached(self, scopes: Scopes) -> str | None:
         now = self._clock()
         self._tokens = {known: token for known, token in self._tokens.items() if token.expires > now}

@@ -32,6 +32,7 @@ _ERROR_LIMIT = 64 * 1024
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _REDIRECT_LIMIT = 5
 _ADDRESS = re.compile(r"[\x21-\x7e]+")
+_REFUSALS = 2
 _FIRST_CONTACT_ATTEMPTS = 3
 _FIRST_CONTACT_SECONDS = 4.0
 
@@ -174,25 +175,31 @@ class Transport:
     # ---- one request
 
     async def _authorized(self, request: Request) -> aiohttp.ClientResponse:
-        """Send with what is known; on a 401 learn, authorize afresh and send once more."""
+        """Send with what is known; on a 401 learn, authorize afresh and send again, at the latest with a new token."""
         if not self.is_own(request.url):
             return await self._send(request, request.url, None)
-        header, sent = await self._authorization(request, request.scopes), self.auth.now()
-        response = await self._send(request, request.url, header)
-        if response.status != 401:
-            # A registry that lets somebody write has asked for all that it will ask.
-            self._probed = self._probed or (request.method not in ("GET", "HEAD") and response.status < 300)
-            return response
-        try:
-            wanted = self.auth.learn(response.headers.getall("WWW-Authenticate", []))
-            fresh = await self._authorization(request, request.scopes | wanted, header, sent)
-        except BaseException:
-            response.close()
-            raise
-        if fresh is None:
-            return response
-        response.close() if request.body is not None else response.release()
-        return await self._send(request, request.url, fresh)
+        header = await self._authorization(request, request.scopes)
+        for _ in range(_REFUSALS):
+            sent = self.auth.now()
+            response = await self._send(request, request.url, header)
+            if response.status != 401:
+                # A registry that lets somebody write has asked for all that it will ask.
+                self._probed = self._probed or (request.method not in ("GET", "HEAD") and response.status < 300)
+                return response
+            refused_at = self.auth.now()
+            try:
+                wanted = self.auth.learn(response.headers.getall("WWW-Authenticate", []))
+                fresh = await self._authorization(request, request.scopes | wanted, header, sent)
+            except BaseException:
+                response.close()
+                raise
+            if fresh is None:
+                return response
+            response.close() if request.body is not None else response.release()
+            header = fresh
+            if self.auth.is_since(fresh, refused_at):
+                break  # else it is another request's, and may be as old as what ended the first one
+        return await self._send(request, request.url, header)
 
     async def _authorization(
         self, request: Request, scopes: Scopes, refused: str | None = None, sent: float = float("-inf")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect_environments.core.build.docker.engine import Engine
+from prefect_environments.core.concurrency import settled
 from prefect_environments.core.errors import BuildError, DefinitionError, JobError
 from prefect_environments.core.jobs.command import command_of
 from prefect_environments.core.jobs.config import ScriptRunConfig, bytes_of
@@ -65,7 +66,7 @@ class DockerLauncher:
         container = _Container(self.engine, f"prefect-environments-{request.id}")
         started = time.monotonic()
         try:
-            await asyncio.to_thread(container.create, image, request, network)
+            await settled(asyncio.to_thread(container.create, image, request, network), _END)
             code, timed_out = await container.follow(log, request.config.time_limit_seconds or None)
             seconds["run"] = time.monotonic() - started
             # an inner process may be what was killed: its parent then ends as it likes

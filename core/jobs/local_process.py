@@ -1,7 +1,6 @@
 """Jobs as a process on this machine, in an environment with the lock's versions: where there is no Docker engine."""
 
 import asyncio
-import contextvars
 import logging
 import os
 import signal
@@ -10,7 +9,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
+from prefect_environments.core.concurrency import settled
 from prefect_environments.core.errors import JobError
 from prefect_environments.core.jobs.command import command_of
 from prefect_environments.core.jobs.launcher import GRACE, JobExit, JobRequest
@@ -69,12 +70,15 @@ class ProcessLauncher:
         seconds = {"environment": time.monotonic() - started}
         started = time.monotonic()
         _link_outputs(request)
-        process = await self._start(request, python)
-        code, timed_out = await _follow(process, log, request.config.time_limit_seconds or None)
+        ours, theirs = os.pipe()  # asyncio's own pipe would make `wait` wait for all who have it open
+        with os.fdopen(ours, "rb", buffering=0) as printed:
+            with os.fdopen(theirs, "wb") as out:
+                process = await settled(self._start(request, python, out), GRACE, _end_at_once)
+            code, timed_out = await _follow(process, printed, log, request.config.time_limit_seconds or None)
         seconds["run"] = time.monotonic() - started
         return JobExit(code, seconds, timed_out=timed_out)
 
-    async def _start(self, request: JobRequest, python: Path) -> asyncio.subprocess.Process:
+    async def _start(self, request: JobRequest, python: Path, out: IO[bytes]) -> asyncio.subprocess.Process:
         command = command_of(request.config, str(python))
         variables = self._variables(request, python)
         program = _find(command[0], request.source, variables["PATH"])
@@ -85,7 +89,7 @@ class ProcessLauncher:
                 cwd=request.source,
                 env=variables,
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
+                stdout=out,
                 stderr=asyncio.subprocess.STDOUT,
                 start_new_session=True,
             )
@@ -128,12 +132,14 @@ def _find(program: str, folder: Path, path: str) -> str:
     raise JobError(f"the job's command {program!r:.200} is not there: neither in the environment nor on PATH")
 
 
-async def _follow(process: asyncio.subprocess.Process, log: JobLog, limit: float | None) -> tuple[int, bool]:
+async def _follow(
+    process: asyncio.subprocess.Process, printed: IO[bytes], log: JobLog, limit: float | None
+) -> tuple[int, bool]:
     """Read what a process prints until it ends; gives its status, and whether the time limit ended it.
 
     Whatever the way out, nothing of its group is left.
     """
-    reader = asyncio.create_task(_read(process, log), context=contextvars.copy_context())
+    reader = asyncio.create_task(_read(printed, log))
     timed_out = False
     try:
         try:
@@ -153,12 +159,16 @@ async def _follow(process: asyncio.subprocess.Process, log: JobLog, limit: float
     return (code if code >= 0 else 128 - code), timed_out
 
 
-async def _read(process: asyncio.subprocess.Process, log: JobLog) -> None:
-    assert process.stdout is not None  # noqa: S101 - it was asked for
-    lines = Lines(log)
-    while data := await process.stdout.read(_CHUNK):
-        lines.feed(data)
-    lines.close()
+async def _read(printed: IO[bytes], log: JobLog) -> None:
+    stream, lines = asyncio.StreamReader(), Lines(log)
+    protocol = asyncio.StreamReaderProtocol(stream)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, printed)
+    try:
+        while data := await stream.read(_CHUNK):
+            lines.feed(data)
+    finally:
+        lines.close()
+        transport.close()
 
 
 async def _ask_to_end(process: asyncio.subprocess.Process) -> None:
@@ -168,6 +178,11 @@ async def _ask_to_end(process: asyncio.subprocess.Process) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(GRACE):
             await process.wait()
+
+
+async def _end_at_once(process: asyncio.subprocess.Process) -> None:
+    _kill(process)
+    await process.wait()
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefect_environments.blocks import ContainerRegistry as ContainerRegistry
+    from prefect_environments.blocks import Keyvault as Keyvault
     from prefect_environments.blocks import Workspace as Workspace
     from prefect_environments.core.conda_dependencies import CondaDependencies as CondaDependencies
     from prefect_environments.core.definition import EnvironmentDefinition as EnvironmentDefinition
@@ -25,6 +26,7 @@ _WHERE = {
     "DockerBuildContext": "prefect_environments.core.sections",
     "Environment": "prefect_environments.core.environment",
     "EnvironmentDefinition": "prefect_environments.core.definition",
+    "Keyvault": "prefect_environments.blocks",
     "JobResult": "prefect_environments.core.jobs.launcher",
     "MpiConfiguration": "prefect_environments.core.jobs.distribution",
     "PyTorchConfiguration": "prefect_environments.core.jobs.distribution",
@@ -40,6 +42,7 @@ __all__ = [
     "Environment",
     "EnvironmentDefinition",
     "JobResult",
+    "Keyvault",
     "MpiConfiguration",
     "PyTorchConfiguration",
     "ReadyImage",

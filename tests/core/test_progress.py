@@ -32,9 +32,13 @@ class Told(Progress):
     def layer(self, title: str, size: int, reused: bool) -> None:
         self.calls.append(("layer", title, size, reused))
 
+    def printed(self, line: str) -> None:
+        self.calls.append(("printed", line))
+
 
 def a_build(progress: Progress) -> None:
     progress.step("resolve")
+    progress.printed("made")
     progress.planned(2, 3_000_000)
     progress.downloaded(3_000_000)
     progress.sent(1_500_000)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import platform
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.support.channel import standard_channel
 from tests.support.engine import DockerEngine
 from tests.support.jobs import CALLER, JobBench, is_alive, until, use_engine
 
+ROOT = Path(__file__).parents[2]
 MINOR = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 needs_the_bases_python = pytest.mark.skipif(
@@ -88,30 +90,30 @@ async def test_a_script_runs_with_the_locks_versions_and_is_told_what_that_is_no
     assert bench.left() == []
 
 
-async def test_two_processes_make_one_environment(bench: JobBench, base_layout: BaseLayout, wheels: Path) -> None:
+MAKE = """
+import asyncio, logging, sys
+from pathlib import Path
+from prefect_environments.core.jobs import run
+from prefect_environments.core.jobs.local_environment import ensure_environment
+from prefect_environments.core.site import open_site
+from tests.images.parts import Team
+
+async def main(folder):
+    team = Team.on(folder / "images", folder / "versions")
+    async with open_site(team, cache=folder / "cache") as site:
+        print(await ensure_environment(site, await run.lock_of(site, await team.versions.get("demo", 1))))
+
+logging.basicConfig(level=logging.INFO)
+asyncio.run(main(Path(sys.argv[1])))
+"""
+
+
+async def test_two_processes_make_one_environment(bench: JobBench) -> None:
     """At once, and where a killed one left half of it: one makes it, both use it, and it is whole."""
-    workspace = Workspace.local(bench.folder / "workspace")
-    definition = EnvironmentDefinition(
-        name="demo",
-        base_image=base_layout.reference,
-        requirements=("alpha",),
-        find_links=(str(wheels),),
-        no_index=True,
-    )
-    Environment.from_definition(definition).register(workspace)
-    code = (
-        "import sys, logging; logging.basicConfig(level=20)\n"
-        "from prefect_environments import Environment, Workspace\n"
-        "workspace = Workspace.local(sys.argv[1])\n"
-        "ready = Environment.get(workspace, 'demo').build_local(workspace, useDocker=False)\n"
-        "print(ready.python_path)\n"
-    )
-    cache = bench.folder / "shared-cache"
-    env = {**os.environ, "XDG_CACHE_HOME": str(cache)}
 
     async def make() -> tuple[str, str]:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", code, str(bench.folder / "workspace"), env=env, stdout=-1, stderr=-1
+            sys.executable, "-c", MAKE, str(bench.folder), cwd=ROOT, stdout=-1, stderr=-1
         )
         out, err = await process.communicate()
         assert process.returncode == 0, err.decode()
@@ -126,6 +128,18 @@ async def test_two_processes_make_one_environment(bench: JobBench, base_layout: 
     module.unlink()
     assert (await make())[0] == python
     assert module.exists() and ready.exists()
+
+
+def test_build_local_without_docker_gives_the_interpreter_of_a_local_environment(
+    define: Define, tmp_path: Path
+) -> None:
+    workspace = Workspace.local(tmp_path / "workspace")
+    environment = Environment.from_definition(define("alpha"))
+    image = environment.build_local(workspace)
+    here = environment.build_local(workspace, useDocker=False)
+    assert here == image.model_copy(update={"python_path": here.python_path})
+    said = subprocess.run([here.python_path, "-c", "import alpha; alpha.main()"], capture_output=True, check=True)
+    assert said.stdout == b"alpha says 1.0\n"
 
 
 async def test_a_cancelled_job_takes_its_children_along(bench: JobBench) -> None:

@@ -86,7 +86,7 @@ def is_alive(pid: int) -> bool:
 
 async def until(met: Callable[[], bool]) -> None:
     """Wait for a condition; the test's own time-out ends it."""
-    while not met():
+    while not met():  # noqa: ASYNC110 - processes of others don't tell
         await asyncio.sleep(0.02)
 
 

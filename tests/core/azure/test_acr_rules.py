@@ -118,4 +118,8 @@ def test_advice_fits_the_way_of_signing_in() -> None:
     assert "az acr login --name team" in AZURE.advice(PULL, None)
     assert "repeat `az acr login --name team`" in AZURE.advice(PULL, Credentials(TOKEN_USER, "x-1234567"))
     assert "scope map" in AZURE.advice(PULL, Credentials("ci", "x-1234567"))
-    assert AzureRegistry("10.0.0.1:5000").name == "10.0.0.1:5000"
+
+
+def test_a_registrys_name_is_in_its_login_server() -> None:
+    names = {"team.example.com": "team", "team-a1b2c3.example.com:443": "team", "10.0.0.1:5000": "10.0.0.1:5000"}
+    assert {server: AzureRegistry(server).name for server in names} == names
