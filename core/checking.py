@@ -50,10 +50,10 @@ class _Check:
 
 async def check(workspace: Workspace) -> list[Finding]:
     """Look at everything that a build in `workspace` may need. Raises nothing for what does not work."""
-    groups = await asyncio.gather(
-        _registry_findings(workspace), *(_finding(one) for one in _checks(workspace)), return_exceptions=False
+    first, others = await asyncio.gather(
+        _registry_findings(workspace), asyncio.gather(*(_finding(one) for one in _checks(workspace)))
     )
-    return [*groups[0], *groups[1:]]
+    return [*first, *others]
 
 
 async def _finding(one: _Check) -> Finding:

@@ -7,7 +7,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from prefect_environments.blocks import ContainerRegistry, EnvironmentVersion, Workspace
+from prefect_environments.blocks import AzureContainerRegistry, ContainerRegistry, EnvironmentVersion, Workspace
 from prefect_environments.blocks.secrets import PrefectSecretStore
 from prefect_environments.core import hashes, looking, loop, steps
 from prefect_environments.core.build.inspection import ImageReport
@@ -22,6 +22,7 @@ from prefect_environments.tasks.report import report_image, run_progress
 from prefect_environments.tasks.site import at, is_transient
 
 Definition = EnvironmentDefinition | Environment
+AnyRegistry = AzureContainerRegistry | ContainerRegistry
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _quiet: dict[str, Any] = {"persist_result": False, "cache_policy": NO_CACHE}
@@ -67,7 +68,7 @@ def build_image(environment: Definition, lock: Lock, workspace: Workspace, force
 
 
 @task(name="push-image", **_network)
-def push_image(reference: str, registry: ContainerRegistry, repository: str, source: ContainerRegistry) -> str:
+def push_image(reference: str, registry: AnyRegistry, repository: str, source: AnyRegistry) -> str:
     """Copy an image with its attachments from one registry or layout to another; the digest stays.
 
     `reference` is `repository@sha256:…` or `repository:tag` in `source`. Gives the new `repository@sha256:…`.

@@ -261,7 +261,7 @@ def _convert(
         if compiler is not None:
             spool = Spool(stack.enter_context(files.temporary_file(scratch)))
             for _, wheel in wheels:
-                compile_wheel(wheel, recipe.site_packages(lock.target), compiler, spool)
+                compile_wheel(wheel, compiler, spool)
         blob, overlaps = write_wheels(wheels, file, gzip.member if compiler is None else deflate.member)
         return blob, _Contents(overlaps, {name: list(wheel.contents) for name, wheel in wheels})
 

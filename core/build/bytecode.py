@@ -127,7 +127,7 @@ class Compiler:
 
     def __init__(self, version: str, *, workers: int | None = None) -> None:
         self.version = version
-        self._count = workers or min(_WORKERS_MAX, len(os.sched_getaffinity(0)))
+        self._count = workers or min(_WORKERS_MAX, os.cpu_count() or 1)
         self._lock, self._searching = threading.Lock(), threading.Lock()
         self._interpreter: Interpreter | None = None
         self._workers: list[_Worker] = []
@@ -256,9 +256,9 @@ class Spool:
             start, length = start + len(chunk), length - len(chunk)
 
 
-def compile_wheel(wheel: Wheel, folder: str, compiler: Compiler, spool: Spool) -> None:
-    """Give a wheel the bytecode of its modules below `folder` (its `site-packages`); scripts get none, as they are
-    never imported. Files that are not valid Python get none either, as with pip."""
+def compile_wheel(wheel: Wheel, compiler: Compiler, spool: Spool) -> None:
+    """Give a wheel the bytecode of its modules. Scripts, which are never imported, get none, and neither do files that
+    are not valid Python, as with pip. Raises `BuildError` where compiling itself fails."""
     tag = compiler.prepare().tag
     found: dict[str, Bytecode] = {}
 
@@ -268,7 +268,7 @@ def compile_wheel(wheel: Wheel, folder: str, compiler: Compiler, spool: Spool) -
             entry = tar.Entry(cache_path(path, tag), 0o644)
             found[path] = Bytecode(entry, len(compiled), spool.write(compiled))
 
-    compiler.each(work, [path for path in sorted(wheel.contents) if _wanted(path, folder, wheel, tag)])
+    compiler.each(work, [path for path in sorted(wheel.contents) if _wanted(path, wheel, tag)])
     wheel.add_bytecode(found)
 
 
@@ -299,13 +299,12 @@ def cache_path(path: str, tag: str) -> str:
     return posixpath.join(folder, "__pycache__", f"{name.removesuffix('.py')}.{tag}.pyc")
 
 
-def _wanted(path: str, folder: str, wheel: Wheel, tag: str) -> bool:
+def _wanted(path: str, wheel: Wheel, tag: str) -> bool:
     data = wheel.contents[path].data
     size = len(data) if isinstance(data, bytes) else data.file_size
     cached = posixpath.join(posixpath.dirname(path), "__pycache__")
-    return (
-        path.startswith(f"{folder}/") and size <= SOURCE_MAX and _has_room(path, tag) and cached not in wheel.contents
-    )
+    module = path.startswith(f"{wheel.site_packages}/") and _has_room(path, tag)
+    return module and size <= SOURCE_MAX and cached not in wheel.contents
 
 
 def _has_room(path: str, tag: str) -> bool:

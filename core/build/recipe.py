@@ -17,33 +17,35 @@ PREFIX = "/opt/env"
 INSTALLER = "prefect-environments"
 
 
-def site_packages(target: Target) -> str:
+def site_packages(target: Target, prefix: str = PREFIX) -> str:
     """The folder of installed packages, relative to the image's root."""
-    return f"{PREFIX.strip('/')}/lib/python{target.python_minor}/site-packages"
+    return f"{prefix.strip('/')}/lib/python{target.python_minor}/site-packages"
 
 
-def executable() -> str:
+def executable(prefix: str = PREFIX) -> str:
     """The environment's interpreter as scripts name it."""
-    return f"{PREFIX}/bin/python"
+    return f"{prefix}/bin/python"
 
 
-def layer_inputs(packages: tuple[LockedPackage, ...], target: Target, bytecode: str = "") -> dict[str, object]:
+def layer_inputs(
+    packages: tuple[LockedPackage, ...], target: Target, bytecode: str = "", prefix: str = PREFIX
+) -> dict[str, object]:
     """All that a package layer's bytes depend on, as JSON; its canonical digest is the layer key.
 
     `bytecode` is the full version of the Python that compiles the packages' modules, or empty.
     """
     return {
         "recipe": VERSION,
-        "prefix": PREFIX,
+        "prefix": prefix,
         "python": target.python_minor,
         "packages": [list(package.identity()) for package in packages],
         **({"bytecode": bytecode, "codec": CODEC} if bytecode else {}),
     }
 
 
-def skeleton_inputs(target: Target) -> dict[str, object]:
+def skeleton_inputs(target: Target, prefix: str = PREFIX) -> dict[str, object]:
     """All that the first layer depends on, where it is a venv."""
-    return {"recipe": VERSION, "prefix": PREFIX, "python": target.python, "interpreter": target.interpreter}
+    return {"recipe": VERSION, "prefix": prefix, "python": target.python, "interpreter": target.interpreter}
 
 
 def conda_skeleton_inputs() -> dict[str, object]:

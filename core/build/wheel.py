@@ -58,15 +58,21 @@ class Wheel:
         self._record = record
 
     @classmethod
-    def open(cls, path: Path, filename: str, target: Target) -> Self:
-        """Read a wheel for a target. Raises `PackageError` for what is unsafe or not a valid wheel."""
+    def open(cls, path: Path, filename: str, target: Target, prefix: str = recipe.PREFIX) -> Self:
+        """Read a wheel for a target and the environment at `prefix`. Raises `PackageError` for what is unsafe or not
+        a valid wheel."""
         archive = Archive(path, filename)
         try:
-            installation = _Installation(archive, filename, target)
+            installation = _Installation(archive, filename, target, prefix)
             return cls(archive, installation.contents(), installation.record_path)
         except BaseException:
             archive.__exit__(None, None, None)
             raise
+
+    @property
+    def site_packages(self) -> str:
+        """The folder in the image, without leading slash, that its modules go to."""
+        return posixpath.dirname(posixpath.dirname(self._record))
 
     def add_bytecode(self, compiled: Mapping[str, Bytecode]) -> None:
         """Take the bytecode of modules, by the module's path, in place of what the wheel itself brings of it.
@@ -74,8 +80,7 @@ class Wheel:
         RECORD lists it without hash and size, because Python may replace it ("Recording installed projects").
         """
         self.bytecode = compiled
-        folder = posixpath.dirname(posixpath.dirname(self._record))
-        names = {posixpath.relpath(one.entry.path, folder) for one in compiled.values()}
+        names = {posixpath.relpath(one.entry.path, self.site_packages) for one in compiled.values()}
         old = self.contents[self._record].data
         assert isinstance(old, bytes)  # noqa: S101  # it was made here
         rows = [row for row in csv.reader(io.StringIO(old.decode(), newline="")) if row[0] not in names]
@@ -91,12 +96,13 @@ class Wheel:
 class _Installation:
     """The mapping of one wheel's members to their places (PEP 427, "Installing a wheel")."""
 
-    def __init__(self, archive: Archive, filename: str, target: Target) -> None:
+    def __init__(self, archive: Archive, filename: str, target: Target, root: str) -> None:
         self.archive = archive
-        self.site_packages = recipe.site_packages(target)
+        self.python = recipe.executable(root)
+        self.site_packages = recipe.site_packages(target, root)
         self.dist_info = self._find_dist_info(filename)
         self.data_folder = self.dist_info.removesuffix(".dist-info") + ".data"
-        prefix = recipe.PREFIX.strip("/")
+        prefix = root.strip("/")
         project = canonicalize_name(self.dist_info.split("-")[0])
         self.schemes = {
             "purelib": self.site_packages,
@@ -175,7 +181,7 @@ class _Installation:
         if scheme == "scripts":
             shebang = _PYTHON_SHEBANG.match(next(self.archive.stream(member), (b"", b""))[1])
             if shebang:
-                content = b"#!" + recipe.executable().encode() + self.archive.read(name)[shebang.end() :]
+                content = b"#!" + self.python.encode() + self.archive.read(name)[shebang.end() :]
                 self._add_bytes(path, content, mode=0o755)
                 return
             executable = True
@@ -193,7 +199,7 @@ class _Installation:
                 if not re.fullmatch(r"[\w.]+", module) or not re.fullmatch(r"[\w.]+", attribute):
                     raise self.archive.refused(f"the entry point {script!r} does not name a function")
                 kind = Script(script, module, attribute, section)
-                file, content = kind.generate(recipe.executable(), "posix")
+                file, content = kind.generate(self.python, "posix")
                 found.append((f"{self.schemes['scripts']}/{file}", content))
         except PackageError:
             raise

@@ -1,4 +1,5 @@
 """Train a classifier on the iris flowers, which scikit-learn brings along, and keep the model and its metrics."""
+# mypy: disable-error-code="import-not-found, import-untyped"
 
 import json
 from pathlib import Path

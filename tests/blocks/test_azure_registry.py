@@ -58,7 +58,6 @@ async def test_a_workspace_comes_back_with_the_kind_of_registry_that_it_was_save
     await plain.asave(unique("registry"))
     for own in (
         plain,
-        await saved(),
         await saved(credentials=credentials(), lock_registered=True, subscription_id="s-1", resource_group="g-1"),
         await saved(username="ci", password=SecretStr("secret:ci-password"), ca_file="ca.pem"),
     ):

@@ -4,7 +4,7 @@ import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from uuid import uuid4
 
 import pytest
@@ -40,9 +40,16 @@ class TestStandard(BlockStandardTestSuite):
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_no_field_is_a_list_or_a_union_of_blocks(block: type[Block]) -> None:
+def test_no_field_is_a_list_of_blocks_or_a_union_of_ones_that_can_be_mistaken_for_each_other(
+    block: type[Block],
+) -> None:
+    """A stored union is read back by its shape: each member needs a required field that no other has."""
     for name, reference in block.model_json_schema()["block_schema_references"].items():
-        assert isinstance(reference, dict), f"{name} may hold blocks of several types"
+        members = [kind for kind in get_args(block.model_fields[name].annotation) if kind is not type(None)]
+        for one in members if isinstance(reference, list) else []:
+            own = {field for field, info in one.model_fields.items() if info.is_required()}
+            others = {field for kind in members if kind is not one for field in kind.model_fields}
+            assert own - others, f"{name} is rebuilt by shape, and {one.__name__} has none of its own"
         annotation = block.model_fields[name].annotation
         assert "list" not in str(annotation), f"{name} would be stored as a copy, secrets included"
 

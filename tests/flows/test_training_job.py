@@ -56,7 +56,7 @@ def test_a_definition_is_built_once_and_its_jobs_are_watched_in_the_run(
     config = job(source, environment=definition)
     outputs = str(tmp_path / "jobs")
     state = run_training_job(config, local, outputs_directory=outputs, return_state=True)
-    result: JobResult = state.result()  # type: ignore[assignment]
+    result: JobResult = state.result()
     assert (result.name, result.version, result.exit_code, result.target) == (definition.name, 1, 0, "process")
     assert result.metrics == {"accuracy": 0.97, "epochs": 3}
     assert result.outputs.startswith(outputs)
@@ -74,7 +74,7 @@ def test_a_definition_is_built_once_and_its_jobs_are_watched_in_the_run(
     (page,) = run.artifacts("markdown")
     assert "metrics.json" in str(page.data) and result.reference in str(page.data)
     again = run_training_job(config, local, outputs_directory=outputs, return_state=True)
-    assert again.result().version == 1  # type: ignore[union-attr]
+    assert again.result().version == 1
     assert [task.name.rpartition("-")[0] for task in Run(again.state_details.flow_run_id).tasks()] == ["run-job"]
 
 
@@ -163,7 +163,7 @@ def test_a_secret_is_seen_by_the_script_and_not_by_the_server(
         environment_variables={"TOKEN": f"secret:{name}"},
     )
     state = run_training_job(config, local, outputs_directory=str(tmp_path / "jobs"), return_state=True)
-    result: JobResult = state.result()  # type: ignore[assignment]
+    result: JobResult = state.result()
     assert Path(result.outputs, "seen.txt").read_text() == value
     run = Run(state.state_details.flow_run_id)
     said = run.messages("ended well")

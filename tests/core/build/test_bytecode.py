@@ -87,7 +87,7 @@ def make_layer(
         for name, path in wheels.items():
             wheel = Wheel.open(path, path.name, TARGET)
             stack.callback(wheel.close)
-            compile_wheel(wheel, SITE, compiler, spool)
+            compile_wheel(wheel, compiler, spool)
             opened.append((name, wheel))
         blob, overlaps = write_wheels(opened, file, deflate.member)
     with tarfile.open(out) as archive:

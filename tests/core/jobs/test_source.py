@@ -10,8 +10,8 @@ from prefect_environments import ScriptRunConfig
 from prefect_environments.core.errors import DefinitionError
 from prefect_environments.core.jobs.source import check_source, source_entries, stage
 
-FILES = ("train.py", "data/a.csv", "data/keep.csv", "lib/data/b.csv", "notes.log", "lib/x.log", "build/out.o")
-FILES += (".git/config", "__pycache__/train.pyc", "outputs/model.bin", "#odd")
+FILES = ["train.py", "data/a.csv", "data/keep.csv", "lib/data/b.csv", "notes.log", "lib/x.log", "build/out.o"]
+FILES += [".git/config", "__pycache__/train.pyc", "outputs/model.bin", "#odd"]
 
 
 @pytest.fixture
