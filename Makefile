@@ -21,7 +21,7 @@ INPUTS := pyproject.toml constraints.txt Makefile
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
-demo: $(VENV)/.demo ## build an environment, again, and with one package more; BASE=registry/image:tag picks the base image
+demo: $(VENV)/.demo ## build an environment, again, with one package more, and train a model in it; BASE=registry/image:tag picks the base image
 	$(BIN)/python examples/demo.py $(if $(BASE),--base $(BASE))
 
 test: $(VENV)/.dev parts ## every test; ARGS="-k layout" hands options on to pytest

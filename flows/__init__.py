@@ -1,7 +1,22 @@
-"""Prefect flows: what users deploy, schedule and trigger in the UI."""
+"""Prefect flows: what users deploy, schedule and trigger in the UI.
 
-from prefect_environments.flows.build import build_environment
-from prefect_environments.flows.check import check_workspace
-from prefect_environments.flows.train import run_training_job
+Names are handed on lazily: the container of a job loads its own flow alone, and has nothing that builds.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefect_environments.flows.build import build_environment
+    from prefect_environments.flows.check import check_workspace
+    from prefect_environments.flows.train import run_training_job
+
+_WHERE = {"build_environment": "build", "check_workspace": "check", "run_training_job": "train"}
 
 __all__ = ["build_environment", "check_workspace", "run_training_job"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)

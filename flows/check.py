@@ -36,6 +36,6 @@ def check_workspace(workspace: Workspace) -> list[Finding] | State[Any]:
         else:
             logger.log(40 if one.required else 30, "%s: %s. %s", one.name, one.found, one.advice)
     if wrong := failures(findings):
-        said = "; ".join(f"{one.name}: {one.found.splitlines()[0]}" for one in wrong)
+        said = "; ".join(f"{one.name}: {one.advice}" for one in wrong)
         return Failed(message=f"{len(wrong)} of {len(findings)} checks failed: {said}")
     return findings

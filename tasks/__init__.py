@@ -1,6 +1,7 @@
 """Prefect tasks: one a verb, for people who compose their own flows."""
 
 from prefect_environments.tasks.check import check_workspace
+from prefect_environments.tasks.jobs import run_job
 from prefect_environments.tasks.verbs import (
     build_image,
     find_image,
@@ -24,4 +25,5 @@ __all__ = [
     "push_image",
     "register_environment",
     "resolve_environment",
+    "run_job",
 ]

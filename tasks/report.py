@@ -140,5 +140,10 @@ def ready_markdown(ready: ReadyImage, built: BuiltImage | None = None) -> str:
         lines += ["", "Files of two packages (the later layer's is used):", ""]
         lines += [f"- `/{o.path}`: {o.loser}, **{o.winner}**" for o in built.overlaps[:50]]
     if built is not None and built.not_run:
-        lines += ["", "Scripts of conda packages, which are not run:", "", *(f"- {line}" for line in built.not_run[:50])]
+        lines += [
+            "",
+            "Scripts of conda packages, which are not run:",
+            "",
+            *(f"- {line}" for line in built.not_run[:50]),
+        ]
     return "\n".join(lines)

@@ -154,7 +154,6 @@ def _write_files(place: Path, wheels: Path, base: str, bare: str) -> None:
 def test_what_a_later_release_brings_says_so_and_what_to_do_instead(tmp_path: Path) -> None:
     workspace = Workspace.local(tmp_path)
     later: dict[str, Callable[[], object]] = {
-        "Workspace.load": Workspace.from_config,
         "give a version": lambda: Environment.get(workspace, "train", label="production"),
     }
     for advice, asked in later.items():

@@ -2,13 +2,15 @@
 see, with `Run`, the way to their launcher and the plan.
 """
 
+import asyncio
 import json
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from prefect_environments.core.errors import NotSupportedYet
 from prefect_environments.core.jobs.command import command_of, words_of
@@ -101,6 +103,27 @@ def source_of(request: JobRequest, node: int) -> Path:
     target = request.folder / f"source-{node}"
     shutil.copytree(request.source, target, symlinks=True)
     return target
+
+
+async def together(nodes: Iterable[Coroutine[Any, Any, tuple[int, bool]]]) -> tuple[int, bool]:
+    """Run the nodes of a job to their ends; the first that fails, or runs out of time, ends the others.
+
+    Gives the exit status of that one, and whether the time limit ended it.
+    """
+    tasks = [asyncio.ensure_future(node) for node in nodes]
+    pending = set(tasks)
+    try:
+        while pending:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for code, timed_out in [task.result() for task in tasks if task in done]:
+                if code or timed_out:
+                    return code, timed_out
+        return 0, False
+    finally:
+        for task in pending:
+            task.cancel()
+        if pending:
+            await asyncio.wait(pending)
 
 
 def _plan(

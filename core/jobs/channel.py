@@ -94,6 +94,7 @@ class Channel:
     metrics: Metrics = field(default_factory=Metrics)
     _token: str = field(default="", repr=False)
     _connections: int = 0
+    _writers: set[asyncio.StreamWriter] = field(default_factory=set)
     _slot: float = 0.0
     _ready: dict[int, int] = field(default_factory=dict)
     _met: asyncio.Event = field(default_factory=asyncio.Event)
@@ -122,6 +123,9 @@ class Channel:
                 yield
             finally:
                 server.close()
+                self._met.set()  # for nodes that still wait
+                for writer in list(self._writers):
+                    writer.close()
         finally:
             with suppress(OSError):
                 os.unlink(wire.SOCKET, dir_fd=place)
@@ -129,11 +133,11 @@ class Channel:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections += 1
+        self._writers.add(writer)
         try:
-            if self._connections > CONNECTIONS + self.nodes:
-                return
             try:
-                answer = await self._answer(reader)
+                busy = self._connections > CONNECTIONS + self.nodes
+                answer = {"busy": True} if busy else await self._answer(reader)
             except _Refused as refusal:
                 answer = {"error": str(refusal)}
             writer.write(json.dumps(answer).encode() + b"\n")
@@ -143,6 +147,7 @@ class Channel:
             pass  # it hung up, or does not read
         finally:
             self._connections -= 1
+            self._writers.discard(writer)
             writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader) -> dict[str, Any]:

@@ -18,11 +18,14 @@ exec "$@"
 
 def command_of(config: ScriptRunConfig, python: str) -> tuple[str, ...]:
     """The words to start: the script by the environment's `python`, or the command, after the bootstrap script."""
-    command = (python, config.script, *config.arguments) if config.script else _command(config)
+    command = words_of(config, python)
     return (*_SHELL, _BOOTSTRAP, config.bootstrap, *command) if config.bootstrap else command
 
 
-def _command(config: ScriptRunConfig) -> tuple[str, ...]:
+def words_of(config: ScriptRunConfig, python: str) -> tuple[str, ...]:
+    """The script by the environment's `python`, or the command, without a bootstrap script."""
+    if config.script:
+        return (python, config.script, *config.arguments)
     if isinstance(config.command, str):
         return (*_SHELL, config.command)
     if any(map(_is_operator, config.command)):

@@ -78,11 +78,19 @@ class ScriptRunConfig(BaseModel):
         default_factory=dict,
         description="Set over those of the environment. A secret is given by reference: secret:NAME.",
     )
+    secrets: tuple[str, ...] = Field(
+        default=(),
+        description="References (secret:NAME, one a row) of the secrets that the script may ask for by "
+        "Run.get_secret(name=NAME).",
+    )
     bootstrap: str = Field(
         default="", description="Shell script in the source folder to run before the command: bootstrap.sh."
     )
     run_on: Literal["node", "process"] = Field(
         default="node", description="In distributed jobs: bootstrap once on each node, or before each process."
+    )
+    bootstrap_time_limit_seconds: float = Field(
+        default=1800, gt=0, description="In distributed jobs: seconds that the bootstrap script may take."
     )
     distribution: Distribution | None = Field(default=None, description="Nodes and processes; none: a single process.")
     cpus: float = Field(default=0, ge=0, description="Processors at most, such as 1.5; 0: all.")
@@ -142,6 +150,14 @@ class ScriptRunConfig(BaseModel):
         if value and (path.is_absolute() or ".." in path.parts or "\0" in value or path == PurePosixPath()):
             raise DefinitionError(f"{value!r:.200} must be a path inside the source folder, such as train.py")
         return str(path) if value else ""
+
+    @field_validator("secrets", mode="after")
+    @classmethod
+    def _are_references(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        named = {SecretReference.parse(value).name for value in values}
+        if len(named) < len(set(values)):
+            raise DefinitionError("two of the secrets have one name: the job could not tell them apart")
+        return values
 
     @field_validator("memory", "shm_size", mode="after")
     @classmethod

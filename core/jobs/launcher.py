@@ -12,6 +12,7 @@ from prefect_environments.core.lock.model import Lock
 from prefect_environments.core.versions import VersionRecord
 
 if TYPE_CHECKING:
+    from prefect_environments.core.jobs.channel import Channel
     from prefect_environments.core.jobs.log import JobLog
 
 GRACE = 4.0
@@ -38,6 +39,8 @@ class JobRequest:
     """Where the job's `outputs` folder is kept; there already."""
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Environment variables, secret references resolved: for the job's process alone."""
+    channel: "Channel" = field(kw_only=True)
+    """By which the job reaches its launcher, which serves it while the job runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,10 @@ class JobResult(BaseModel):
     version: int
     outputs: str = Field(description="The folder that holds the job's outputs; empty where none is kept.")
     files: tuple[OutputFile, ...] = Field(default=(), description="What is in it, the first thousand files.")
-    metrics: dict[str, Number] = Field(default_factory=dict, description="From metrics.json in the outputs.")
+    metrics: dict[str, Number] = Field(default_factory=dict, description="What it logged by Run.log, over metrics.json in the outputs.")
+    series: dict[str, tuple[Number, ...]] = Field(
+        default_factory=dict, description="All values of the metrics that it logged several times."
+    )
     seconds: dict[str, float] = Field(default_factory=dict, description="Seconds by step.")
 
 

@@ -1,5 +1,6 @@
 """Jobs as a process on this machine, in an environment with the lock's versions: where there is no Docker engine."""
 
+import asyncio
 import logging
 import os
 import time
@@ -7,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prefect_environments.core.jobs.command import command_of
+from prefect_environments.core.jobs.bootstrap import JobNode, make_folder, nodes_of, source_of, together
 from prefect_environments.core.jobs.follow import run_process
 from prefect_environments.core.jobs.launcher import JobExit, JobRequest
 from prefect_environments.core.jobs.local_environment import ensure_environment
@@ -61,16 +62,22 @@ class ProcessLauncher:
         python = await ensure_environment(self.site, request.lock)
         seconds = {"environment": time.monotonic() - started}
         started = time.monotonic()
-        _link_outputs(request)
-        command, variables = command_of(request.config, str(python)), self._variables(request, python)
-        limit = request.config.time_limit_seconds or None
-        code, timed_out = await run_process(command, request.source, variables, log, limit)
+        folder = make_folder(request)
+        async with request.channel.serve(folder):
+            nodes = nodes_of(request, python=str(python), folder=folder, seen=str(folder), grouped=True)
+            code, timed_out = await together(self._run(request, node, python, log) for node in nodes)
         seconds["run"] = time.monotonic() - started
         return JobExit(code, seconds, timed_out=timed_out)
 
-    def _variables(self, request: JobRequest, python: Path) -> dict[str, str]:
+    async def _run(self, request: JobRequest, node: JobNode, python: Path, log: JobLog) -> tuple[int, bool]:
+        source = await asyncio.to_thread(source_of, request, node.rank)
+        _link_outputs(request, source)
+        variables = self._variables(request, node.variables, python)
+        return await run_process(node.command, source, variables, log, request.config.time_limit_seconds or None)
+
+    def _variables(self, request: JobRequest, given: Mapping[str, str], python: Path) -> dict[str, str]:
         kept = {k: v for k, v in self.inherited.items() if k in _INHERITED or k.startswith("LC_")}
-        found = {**kept, "PYTHONNOUSERSITE": "1", **request.variables}
+        found = {**kept, "PYTHONNOUSERSITE": "1", **given}
         path = f"{python.parent}{os.pathsep}{found.get('PATH', os.defpath)}"
         own = {"CONDA_PREFIX" if request.lock.conda else "VIRTUAL_ENV": str(python.parent.parent), "PATH": path}
         return {**found, **own}
@@ -83,12 +90,12 @@ def _tell_what_does_not_count(request: JobRequest) -> None:
         logger.warning("a local process has no limits of its own: %s does not count", ", ".join(ignored))
 
 
-def _link_outputs(request: JobRequest) -> None:
+def _link_outputs(request: JobRequest, source: Path) -> None:
     if not request.config.outputs:
         return
-    place = request.source / request.config.outputs
+    place = source / request.config.outputs
     if place.is_dir() and not place.is_symlink():
-        place.rename(request.folder / "former-outputs")
+        place.rename(request.folder / f"former-outputs-of-{source.name}")
     place.unlink(missing_ok=True)
     place.parent.mkdir(parents=True, exist_ok=True)
     place.symlink_to(request.outputs, target_is_directory=True)

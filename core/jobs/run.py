@@ -10,8 +10,10 @@ from pathlib import Path
 
 from prefect_environments.core import attachments, files, loop, steps
 from prefect_environments.core.definition import EnvironmentDefinition
-from prefect_environments.core.errors import DefinitionError, EngineUnavailable, JobFailed, NotFound, NotSupportedYet
+from prefect_environments.core.errors import DefinitionError, EngineUnavailable, JobFailed, NotFound
 from prefect_environments.core.jobs import outputs as kept
+from prefect_environments.core.jobs.bootstrap import check_distribution, node_count
+from prefect_environments.core.jobs.channel import Channel, allowed_secrets
 from prefect_environments.core.jobs.config import EnvironmentName, ScriptRunConfig
 from prefect_environments.core.jobs.launcher import JobExit, JobRequest, JobResult, Launcher, last_lines
 from prefect_environments.core.jobs.log import JobLog
@@ -42,8 +44,7 @@ def default_outputs() -> Path:
 def check(config: ScriptRunConfig) -> None:
     """Raise `DefinitionError` for a job that cannot run as it is, before anything is built."""
     check_source(config)
-    if config.distribution is not None and config.distribution.world_size > 1:
-        raise NotSupportedYet("a job of several processes comes with a later release; leave distribution out")
+    check_distribution(config)
 
 
 async def find_environment(workspace: Workspace, name: str) -> VersionRecord:
@@ -101,6 +102,7 @@ async def run_job(
     started, name = time.monotonic(), job_id or new_job_id()
     lock = await lock_of(site, record)
     variables = await resolved(record.environment_variables, config.environment_variables, site.workspace.secrets)
+    channel = open_channel(site, config, record, name)
     runner = launcher or await choose_launcher(site, config)
     place = (outputs or default_outputs()) / name / "outputs"
     log = JobLog(on_line)
@@ -108,7 +110,7 @@ async def run_job(
         with files.storage("preparing a job", site.scratch), files.temporary_folder(site.scratch) as folder:
             source = await stage(config, folder)
             place.mkdir(parents=True, exist_ok=True)
-            request = JobRequest(name, config, record, lock, folder, source, place, variables)
+            request = JobRequest(name, config, record, lock, folder, source, place, variables, channel=channel)
             seconds = {"prepare": time.monotonic() - started}
             ended = await runner.run(request, log)
         result = _result(request, runner.target, ended, {**seconds, **ended.seconds})
@@ -118,6 +120,14 @@ async def run_job(
                 folder.rmdir()
     _check_exit(config, ended, log, result)
     return result
+
+
+def open_channel(site: Site, config: ScriptRunConfig, record: VersionRecord, name: str) -> Channel:
+    """The launcher's end of the way to a job. Raises `SecretError` for what is no reference."""
+    allowed = allowed_secrets(config.secrets, config.environment_variables, record.environment_variables)
+    return Channel(
+        name, site.workspace.secrets, allowed, node_count(config), bootstrap_seconds=config.bootstrap_time_limit_seconds
+    )
 
 
 def make_local(workspace: Workspace, ready: ReadyImage) -> ReadyImage:
@@ -145,7 +155,7 @@ async def lock_of(site: Site, record: VersionRecord) -> Lock:
 
 
 def _result(request: JobRequest, target: str, ended: JobExit, seconds: dict[str, float]) -> JobResult:
-    wanted = bool(request.config.outputs)
+    wanted, logged = bool(request.config.outputs), request.channel.metrics
     found = kept.list_files(request.outputs) if wanted else ()
     return JobResult(
         id=request.id,
@@ -156,7 +166,8 @@ def _result(request: JobRequest, target: str, ended: JobExit, seconds: dict[str,
         version=request.record.version,
         outputs=str(request.outputs) if found else "",
         files=found,
-        metrics=kept.read_metrics(request.outputs) if wanted else {},
+        metrics={**(kept.read_metrics(request.outputs) if wanted else {}), **logged.last},
+        series=logged.series,
         seconds={step: round(value, 3) for step, value in seconds.items()},
     )
 

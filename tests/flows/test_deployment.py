@@ -54,7 +54,7 @@ def test_a_worker_builds_from_plain_json(
     (record,) = asyncio.run(remote.versions.versions(definition.name))
     assert record.created_by["flow_run_id"] == str(run.id)
     assert f"{definition.name} version 1 built: {record.reference}" in text
-    assert record.reference.startswith(f"{remote.registry.address}/")
+    assert record.reference.startswith(f"{remote.registry_settings.address}/")
 
 
 def test_a_wrong_definition_fails_the_workers_run_with_our_message(

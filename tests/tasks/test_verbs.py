@@ -114,7 +114,7 @@ def test_an_image_goes_from_a_folder_to_a_registry(
     built = build_image(definition, resolve_environment(definition, local), local)
     path, digest = local.repository_path(definition.name), built.descriptor.digest
     pushed = push_image(f"{path}@{digest}", remote.registry, "copies/spam", local.registry)
-    assert pushed == f"{remote.registry.address}/copies/spam@{digest}"
+    assert pushed == f"{remote.registry_settings.address}/copies/spam@{digest}"
     command = ["skopeo", "inspect", "--tls-verify=false", "--format", "{{.Digest}}", f"docker://{pushed}"]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() == digest
     back = ContainerRegistry(address=f"oci:{tmp_path / 'back'}")
