@@ -1,7 +1,7 @@
 """The network of a job's containers: one of its own where there are several, gone with the job."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -40,10 +40,10 @@ def leading_address(network: str, name: str, nodes: int) -> str:
     return "127.0.0.1" if nodes == 1 or network == "host" else name
 
 
-def remove_networks(api: Any, filters: Mapping[str, Any], alive: set[str], label: str) -> None:
-    """Remove the networks of jobs that are not `alive`: their containers are gone by now."""
+def remove_networks(api: Any, filters: Mapping[str, Any], alive: Callable[[Mapping[str, str]], bool]) -> None:
+    """Remove the networks of jobs whose labels are not those of one that is `alive`."""
     for network in api.networks(filters=filters):
-        if network["Labels"].get(label) not in alive:
+        if not alive(network["Labels"]):
             with suppress(Exception):  # another process removes it, too
                 api.remove_network(network["Id"])
 

@@ -90,7 +90,9 @@ class JobResult(BaseModel):
     version: int
     outputs: str = Field(description="The folder that holds the job's outputs; empty where none is kept.")
     files: tuple[OutputFile, ...] = Field(default=(), description="What is in it, the first thousand files.")
-    metrics: dict[str, Number] = Field(default_factory=dict, description="What it logged by Run.log, over metrics.json in the outputs.")
+    metrics: dict[str, Number] = Field(
+        default_factory=dict, description="What it logged by Run.log, over metrics.json in the outputs."
+    )
     series: dict[str, tuple[Number, ...]] = Field(
         default_factory=dict, description="All values of the metrics that it logged several times."
     )

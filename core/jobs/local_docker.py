@@ -1,23 +1,36 @@
 """Jobs in a Docker engine on this machine: the ready image by its digest, the source and the outputs mounted."""
 
 import asyncio
+import contextvars
 import fcntl
 import logging
 import os
 import re
 import socket
+import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prefect_environments.core.build.docker.engine import Engine
-from prefect_environments.core.concurrency import settled
+from prefect_environments.core.concurrency import gather, settled
 from prefect_environments.core.errors import BuildError, DefinitionError, JobError
-from prefect_environments.core.jobs.command import command_of
+from prefect_environments.core.jobs.bootstrap import (
+    INSIDE,
+    JobNode,
+    make_folder,
+    node_count,
+    nodes_of,
+    source_of,
+    together,
+)
 from prefect_environments.core.jobs.config import ScriptRunConfig, bytes_of
+from prefect_environments.core.jobs.docker_network import job_network, leading_address, remove_networks
 from prefect_environments.core.jobs.engine_image import api_of, ensure_image
 from prefect_environments.core.jobs.launcher import GRACE, JobExit, JobRequest
 from prefect_environments.core.jobs.log import JobLog, Lines
@@ -63,17 +76,30 @@ class DockerLauncher:
         started = time.monotonic()
         image = await ensure_image(self.site, request.record, self.engine)
         seconds = {"image": time.monotonic() - started}
-        container = _Container(self.engine, f"prefect-environments-{request.id}")
         started = time.monotonic()
-        try:
-            await settled(asyncio.to_thread(container.create, image, request, network), _END)
-            code, timed_out = await container.follow(log, request.config.time_limit_seconds or None)
+        name, count, folder = f"prefect-environments-{request.id}", node_count(request.config), make_folder(request)
+        containers = [_Container(self.engine, f"{name}-{rank}" if count > 1 else name) for rank in range(count)]
+        async with AsyncExitStack() as stack:
+            mode = await stack.enter_async_context(job_network(self.engine, network, name, count, _labels(request)))
+            await stack.enter_async_context(request.channel.serve(folder, _host_name()))
+            stack.push_async_callback(gather, (container.remove() for container in containers))
+            nodes = nodes_of(
+                request,
+                python=request.record.python_path,
+                folder=folder,
+                seen=INSIDE,
+                master=leading_address(mode, containers[0].name, count),
+                python_path=await asyncio.to_thread(_python_path, self.engine, image),
+            )
+            for container, node in zip(containers, nodes, strict=True):
+                await settled(asyncio.to_thread(container.create, image, request, node, mode), _END)
+            limit = request.config.time_limit_seconds or None
+            with ThreadPoolExecutor(count, "job") as threads:
+                code, timed_out = await together(container.follow(log, limit, threads) for container in containers)
             seconds["run"] = time.monotonic() - started
             # an inner process may be what was killed: its parent then ends as it likes
-            killed = await asyncio.to_thread(container.out_of_memory)
+            killed = any([await asyncio.to_thread(container.out_of_memory) for container in containers])
             return JobExit(code, seconds, out_of_memory=killed and code != 0, timed_out=timed_out)
-        finally:
-            await container.remove()
 
     def _check_engine(self) -> None:
         if not self.engine.address.startswith(("unix://", "http+docker://", "npipe://")):
@@ -90,27 +116,28 @@ class _Container:
     engine: Engine
     name: str
 
-    def create(self, image: str, request: JobRequest, network: str) -> None:
+    def create(self, image: str, request: JobRequest, node: JobNode, network: str) -> None:
         with api_of(self.engine) as api:
             options = _security_options(api)
-            command = command_of(request.config, request.record.python_path)
             api.create_container(
                 image,
                 name=self.name,
-                entrypoint=list(command[:1]),  # the image's own would take the command as its arguments
-                command=list(command[1:]),
-                environment=_variables(request.variables),
+                entrypoint=list(node.command[:1]),  # the image's own would take the command as its arguments
+                command=list(node.command[1:]),
+                environment=_variables(node.variables),
                 working_dir=SOURCE,
                 user=_user(options),
                 labels=_labels(request),
                 healthcheck={"test": ["NONE"]},
                 use_config_proxy=True,
-                host_config=api.create_host_config(**_host_config(request, network, options)),
+                host_config=api.create_host_config(**_host_config(request, node, network, options)),
             )
 
-    async def follow(self, log: JobLog, limit: float | None) -> tuple[int, bool]:
+    async def follow(self, log: JobLog, limit: float | None, threads: ThreadPoolExecutor) -> tuple[int, bool]:
         """Start it and read what it prints; gives its exit status, and whether the time limit ended it."""
-        thread = asyncio.ensure_future(asyncio.to_thread(self._run, log))
+        # not in the loop's own threads: many nodes would leave none to stop them with
+        work = partial(contextvars.copy_context().run, self._run, log)
+        thread = asyncio.get_running_loop().run_in_executor(threads, work)
         try:
             done, _ = await asyncio.wait([thread], timeout=limit)
             if done:
@@ -168,6 +195,7 @@ def remove_abandoned(engine: Engine) -> None:
                 logger.info("removing the container of the job %s, whose process is gone", container["Labels"][LABEL])
                 with suppress(Exception):  # another process removes it, too
                     api.remove_container(container["Id"], force=True, v=True)
+        remove_networks(api, ours, lambda labels: _is_held(Path(labels.get(_MARKER_LABEL, ""))))
 
 
 def _is_held(marker: Path) -> bool:
@@ -187,6 +215,19 @@ def _labels(request: JobRequest) -> dict[str, str]:
     return {LABEL: request.id, _HOST_LABEL: socket.gethostname(), _MARKER_LABEL: marker}
 
 
+def _host_name() -> str:
+    """By which name a job reaches us; empty where the socket in its folder does. Docker's own machine on a Mac shares
+    folders, but no sockets in them."""
+    return "" if sys.platform == "linux" else "host.docker.internal"
+
+
+def _python_path(engine: Engine, image: str) -> str:
+    """The image's own PYTHONPATH, which ours would hide."""
+    with api_of(engine) as api:
+        variables = api.inspect_image(image)["Config"].get("Env") or []
+    return next((text.partition("=")[2] for text in variables if text.startswith("PYTHONPATH=")), "")
+
+
 def _security_options(api: Any) -> tuple[str, ...]:
     """`rootless`, `userns` and the like."""
     found = api.info().get("SecurityOptions") or []
@@ -204,10 +245,10 @@ def _variables(variables: Mapping[str, str]) -> list[str]:
     return [f"{name}={value}" for name, value in found.items()]
 
 
-def _host_config(request: JobRequest, network: str, options: tuple[str, ...]) -> dict[str, Any]:
+def _host_config(request: JobRequest, node: JobNode, network: str, options: tuple[str, ...]) -> dict[str, Any]:
     config = request.config
     given: dict[str, Any] = {
-        "mounts": _mounts(request),
+        "mounts": _mounts(request, node.rank),
         "init": True,  # hands signals on, and collects what a job's processes leave
         "log_config": {"type": "none", "config": {}},  # lines come by attaching; the engine's files are not masked
         "security_opt": ["label=disable"],  # SELinux would hide the mounted folders
@@ -234,14 +275,15 @@ def _limits(config: ScriptRunConfig) -> dict[str, Any]:
     return found
 
 
-def _mounts(request: JobRequest) -> list[Any]:
+def _mounts(request: JobRequest, node: int) -> list[Any]:
     from docker.types import Mount  # noqa: PLC0415
 
-    home = request.folder / "home"
+    home, source = request.folder / f"home-{node}", source_of(request, node)
     home.mkdir(exist_ok=True)
-    mounts = [Mount(SOURCE, str(request.source), type="bind"), Mount(HOME, str(home), type="bind")]
+    mounts = [Mount(SOURCE, str(source), type="bind"), Mount(HOME, str(home), type="bind")]
+    mounts.append(Mount(INSIDE, str(request.folder / "inside"), type="bind", read_only=True))
     if request.config.outputs:
-        place = request.source / request.config.outputs
+        place = source / request.config.outputs
         if place.is_symlink():
             place.unlink()
         place.mkdir(parents=True, exist_ok=True)  # else the engine would make it, as root
