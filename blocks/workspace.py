@@ -90,15 +90,15 @@ class Workspace(EnvironmentsBlock):
     feeds: list[str] = Field(
         default_factory=list,
         title="More Private Feeds",
-        description="Names of Package Index Credentials blocks: sign-ins for extra indexes and conda channels.",
+        description='More Package Index Credentials blocks, for extra indexes and conda channels: names, as ["conda"].',
     )
     known_vaults: list[str] = Field(
         default_factory=list,
         title="More Key Vaults",
-        description="Names or addresses of other vaults that references may name, read as the Key Vault above.",
+        description='Other vaults that references may name, read by the same identity: names, as ["shared"].',
     )
     allow_unknown_vaults: bool = Field(
-        default=False, description="Accept references to any vault of the same cloud, read as the Key Vault above."
+        default=False, description="Accept references to any vault of the same cloud, read by the same identity."
     )
     allow_source_builds: bool = Field(
         default=False,
@@ -144,6 +144,11 @@ class Workspace(EnvironmentsBlock):
                 "repository_prefix is a path such as team/environments: lower-case letters, digits, . _ - /"
             )
         return prefix
+
+    @field_validator("default_base_image", "work_pool", "build_agent_pool", "local_folder", mode="after")
+    @classmethod
+    def _no_empty_text(cls, text: str | None) -> str | None:
+        return (text or "").strip() or None  # the form has no other way to leave a text out
 
     @field_validator("feeds", "known_vaults", mode="after")
     @classmethod

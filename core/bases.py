@@ -39,7 +39,9 @@ async def _built(site: Site, definition: EnvironmentDefinition) -> LockedBase:
 
 
 def _location(site: Site, definition: EnvironmentDefinition, pinned: LockedBase | None) -> ImageLocation:
-    reference = definition.base_image or site.workspace.default_base_image or (pinned.name if pinned else "")
+    reference = definition.base_image or site.workspace.default_base_image or ""
+    if pinned is not None and not definition.base_image and _is_full(pinned.name):
+        reference = pinned.name  # the workspace's default may be another one by now
     if not reference:
         raise DefinitionError(
             f"the environment {definition.name!r} names no base image, and the workspace {site.workspace.name!r} "
@@ -50,3 +52,11 @@ def _location(site: Site, definition: EnvironmentDefinition, pinned: LockedBase 
         return location
     path = location.path or location.identifier
     return replace(location, path=path, identifier=pinned.digest, name=pinned.name)
+
+
+def _is_full(name: str) -> bool:
+    """Whether a lock's name of its base says where that is; in an image-layout folder, it doesn't."""
+    try:
+        return ImageLocation.parse(name).name == name
+    except DefinitionError:
+        return False

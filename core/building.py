@@ -32,7 +32,8 @@ async def build(site: Site, definition: EnvironmentDefinition, lock: Lock, *, fo
     repository = site.repository(definition.name)
     image_hash = hashes.image_hash(lock)
     tag = digests.hex_of(image_hash)
-    existing = None if force else await repository.find_manifest(tag)
+    # a copy that was made for `mirror` is not the image that stays where it is
+    existing = None if force or wanted.stays_where_it_is else await repository.find_manifest(tag)
     if existing is not None:
         found = await repository.get_manifest(existing.digest)  # verified: its size is told to others
         size = _size(ImageManifest.from_bytes(found.content))
@@ -52,15 +53,16 @@ async def _as_it_is(
     """A user-managed image where it is; one that a Dockerfile made, or that is to be mirrored, beside the others."""
     async with open_base(site, definition, lock=lock) as base:
         manifest = await base.repository.get_manifest(lock.base.digest)
-        size, sent = _size(base.manifest), 0
+        size, sent, copied = _size(base.manifest), 0, False
         reference = reference_of(base.repository, lock.base.digest)
         if definition.mirror or definition.dockerfile or definition.build_context:
             site.progress.step("mirror")
-            sent = await _copy(site, base, repository)
+            sent, copied = await _copy(site, base, repository), True
             await repository.put_manifest(manifest.content, manifest.descriptor.media_type, tag=tag)
             reference = reference_of(repository, lock.base.digest)
             logger.info("copied %s to %s, %d bytes sent", lock.base.name, reference, sent)
-    return BuiltImage(manifest.descriptor, hashes.image_hash(lock), lock, sent == 0, size, reference, bytes_sent=sent)
+    # what is copied is new here even where its blobs were there: its Dockerfile may have been built just now
+    return BuiltImage(manifest.descriptor, hashes.image_hash(lock), lock, not copied, size, reference, bytes_sent=sent)
 
 
 async def _copy(site: Site, base: BaseImage, repository: Repository) -> int:
@@ -132,8 +134,10 @@ async def _known_layers(site: Site, name: str, repository: Repository) -> tuple[
     if newest is None or not newest.reference.startswith(f"{repository.name}@"):
         return {}, frozenset()
     try:
-        manifest = await repository.get_manifest(newest.digest)
-        return known_layers(ImageManifest.from_bytes(manifest.content))
+        manifest = ImageManifest.from_bytes((await repository.get_manifest(newest.digest)).content)
+        if newest.definition.get("user_managed"):  # somebody else's: its annotations are no word of ours
+            return {}, frozenset(layer.digest for layer in manifest.layers)
+        return known_layers(manifest)
     except (NotFound, ImageError) as error:
         logger.info("the newest version's image cannot be reused: %s", error)
         return {}, frozenset()

@@ -77,7 +77,7 @@ def _checks(workspace: Workspace) -> Iterator[_Check]:
         yield _Check(
             f"Key Vault {vault.host}",
             lambda vault=vault: _read_vault(vault),  # type: ignore[misc]
-            f"Give {vault.identity} the role Key Vault Secrets User on {vault.host}",
+            f"Give the role Key Vault Secrets User on {vault.host} to {vault.identity}",
         )
     yield _Check("versions", lambda: _versions(workspace), "Check PREFECT_API_URL and PREFECT_API_KEY of this process")
     if base := workspace.default_base_image:
@@ -189,7 +189,7 @@ def _role(settings: RegistrySettings, role: str, action: str) -> str:
     if settings.azure is None:
         return f"Give the user the right to {action} repositories below the workspace's prefix, or correct the block"
     if settings.azure.identity is not None and settings.username is None:
-        return f"Give {settings.azure.identity} the role {role} on the registry {settings.azure.name}"
+        return f"Give the role {role} on the registry {settings.azure.name} to {settings.azure.identity}"
     return f"Let the token's scope map {action} the workspace's repositories, or set credentials with the role {role}"
 
 
@@ -269,8 +269,8 @@ def _builder(workspace: Workspace) -> _Check:
     tasks = workspace.acr_tasks if isinstance(workspace, BuildsElsewhere) else None
     if tasks is not None:
         advice = (
-            f"Give {tasks.identity} the role Container Registry Tasks Contributor (or Contributor) on the registry "
-            f"{tasks.registry}"
+            f"Give the role Container Registry Tasks Contributor (or Contributor) on the registry {tasks.registry} to "
+            f"{tasks.identity}"
         )
         return _Check("ACR Tasks", lambda: _tasks(tasks), advice)
     advice = "Only Dockerfiles and build contexts need it: start Docker here, or set the workspace's builder"

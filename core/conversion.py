@@ -1,16 +1,16 @@
 """From the mutable `Environment` to the frozen `EnvironmentDefinition`, and back."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from prefect_environments.core.conda_dependencies import DEFAULT_CHANNELS, DEFAULT_NAME, CondaDependencies
-from prefect_environments.core.definition import EnvironmentDefinition
+from prefect_environments.core.definition import EnvironmentDefinition, check_base_image
 from prefect_environments.core.errors import DefinitionError, NotSupportedYet, SpecificationError
 from prefect_environments.core.formats import pip_section
 from prefect_environments.core.formats.conda import CondaSpecification
 from prefect_environments.core.formats.requirements import Requirements
-from prefect_environments.core.secrets import SecretReference, SecretValue
+from prefect_environments.core.secrets import SecretReference, SecretValue, looks_secret
 from prefect_environments.core.sections import (
     GIT,
     LOCAL,
@@ -38,11 +38,11 @@ def to_definition(environment: "Environment") -> EnvironmentDefinition:
     python, docker = environment.python, environment.docker
     managed = not check_flag("python.user_managed_dependencies", python.user_managed_dependencies)
     conda = python.conda_dependencies if managed and python.conda_dependencies is not None else CondaDependencies()
-    variables = {name: as_stored(value) for name, value in environment.environment_variables.items()}
+    variables = stored_values(environment.environment_variables, "environment_variables")
     given: dict[str, Any] = {
         "name": environment.name,
-        "description": environment.description,
-        "tags": dict(environment.tags),
+        "description": as_stored(environment.description or ""),
+        "tags": stored_values(environment.tags, "tags"),
         "environment_variables": _with_conda_variables(variables, conda),
         "allow_literal_secrets": environment.allow_literal_secrets,
         "user_managed": not managed,
@@ -66,12 +66,21 @@ def fill(environment: "Environment", definition: EnvironmentDefinition) -> None:
     _fill_python(environment.python, definition)
 
 
+def stored_values(value: object, what: str) -> dict[str, str]:
+    """Text by name, secrets as their references; scripts set `None` for nothing. `DefinitionError` for the rest."""
+    if value is not None and not isinstance(value, Mapping):
+        raise DefinitionError(f"{what} is a dictionary of text by name, got {type(value).__name__}")
+    return {name: as_stored(item) for name, item in (value or {}).items()}
+
+
 def as_stored(value: object) -> str:
     """A value that came from a secret store as its reference; anything else as text."""
     if isinstance(value, SecretValue):
         return str(value.reference)
     if not isinstance(value, str):
-        raise DefinitionError(f"variables and credentials are text, got {type(value).__name__}; quote the value")
+        raise DefinitionError(
+            f"variables, tags, arguments and credentials are text, got {type(value).__name__}; quote the value"
+        )
     return value
 
 
@@ -86,6 +95,30 @@ def stored_password(value: object) -> str:
     return stored
 
 
+def build_secrets(docker: DockerSection) -> dict[str, str]:
+    """The references to a build's secrets by id; `DefinitionError` for a literal value, which would be stored."""
+    found = stored_values(docker.build_secrets, "docker.build_secrets")
+    for name, value in found.items():
+        if not SecretReference.is_reference(value):
+            raise DefinitionError(
+                f"docker.build_secrets has a literal value for {name!r}, which would be stored in plain text; use a "
+                "reference (secret:NAME), or a value from a key vault block"
+            )
+    return found
+
+
+def build_arguments(docker: DockerSection) -> dict[str, str]:
+    """A build's arguments; `DefinitionError` for what is or looks like a secret: they are stored."""
+    found = stored_values(docker.build_arguments, "docker.build_arguments")
+    for name, value in found.items():
+        if SecretReference.is_reference(value) or looks_secret(name, value):
+            raise DefinitionError(
+                f"the build argument {name!r} is or looks like a secret; arguments are stored, in the image's history "
+                "too. Use docker.build_secrets, and RUN --mount=type=secret in the Dockerfile"
+            )
+    return found
+
+
 def _docker_fields(docker: DockerSection) -> dict[str, Any]:
     registry = docker.base_image_registry
     image = base_image(docker)
@@ -95,9 +128,9 @@ def _docker_fields(docker: DockerSection) -> dict[str, Any]:
         "base_image_password": stored_password(registry.password),
         "platform": str(docker.platform),
         "dockerfile": _dockerfile(docker.base_dockerfile),
-        "build_arguments": dict(docker.build_arguments),
+        "build_arguments": build_arguments(docker),
         "build_target": docker.build_target,
-        "build_secrets": {name: as_stored(value) for name, value in docker.build_secrets.items()},
+        "build_secrets": build_secrets(docker),
         "mirror": docker.mirror,
     }
     if docker.build_context is not None:
@@ -137,6 +170,8 @@ def base_image(docker: DockerSection) -> str:
     for name, value in (("base_image", image), ("base_image_registry.address", address)):
         if not isinstance(value, str | None):
             raise DefinitionError(f"docker.{name} must be text, got {type(value).__name__}: is there a stray comma?")
+    check_base_image(image or "", "docker.base_image")
+    check_base_image(address or "", "docker.base_image_registry.address")
     if not address or not image:
         return image or ""
     host = _host(docker.base_image_registry)

@@ -15,7 +15,7 @@ from prefect_environments.core.formats import requirements as requirements_forma
 from prefect_environments.core.lock.target import Platform
 from prefect_environments.core.names import check_name
 from prefect_environments.core.registry_settings import check_address
-from prefect_environments.core.secrets import SecretReference, looks_secret
+from prefect_environments.core.secrets import SecretReference, SecretValue, looks_secret
 
 _DIGEST = re.compile(r"@sha(256|512):[0-9A-Za-z]*$")
 _OPTIONS = (
@@ -28,8 +28,11 @@ _OPTIONS = (
     "only_binary",
     "require_hashes",
 )
-
-
+_ONE_LINE = (
+    *("base_image", "base_image_registry", "base_image_username", "base_image_password"),
+    *("build_target", "interpreter_path", "extends", "requires_python", "index_url"),
+)
+"""Fields where blanks around the value are a slip of who pasted it."""
 _BUILT = ("dockerfile", "build_context")
 _NEEDS = {
     "dockerfile_path": ("build_context",),
@@ -43,10 +46,12 @@ _NEEDS = {
 _EXCLUDES = {
     "user_managed": ("requirements", "requires_python", "conda_dependencies", "pylock", "extends", "compile_bytecode"),
     "pylock": ("requirements", "constraints", "conda_dependencies", "extends"),
+    "extends": ("base_image_username",),
 }
 _EXCLUDED = {
     "user_managed": "nothing is installed into a user-managed image",
     "pylock": "a lock is used as it is",
+    "extends": "the base image is that of the environment that is extended, with its credentials",
 }
 
 
@@ -159,15 +164,33 @@ class EnvironmentDefinition(BaseModel):
         """Take an `Environment`, and read the requirement lines, options among them, into their fields."""
         if hasattr(data, "definition"):
             return data.definition().model_dump()
-        if not isinstance(data, Mapping) or not isinstance(data.get("requirements"), str | list | tuple | set):
+        if not isinstance(data, Mapping):
             return data
-        found = requirements_format.parse(data["requirements"], origin="requirements")
-        fields = dict(data)
+        # forms and YAML send null for what was cleared
+        fields = {name: _as_stored(value) for name, value in data.items() if value is not None or name == "name"}
+        if not isinstance(fields.get("requirements"), str | list | tuple | set):
+            return fields
+        found = requirements_format.parse(fields["requirements"], origin="requirements")
         fields["requirements"] = found.packages
         for option in _OPTIONS:
             if value := getattr(found, option):
                 fields[option] = _merged(fields.get(option), value)
         return fields
+
+    @field_validator(*_ONE_LINE, mode="after")
+    @classmethod
+    def _trimmed(cls, value: str) -> str:
+        return value.strip()
+
+    @field_validator("platform", mode="after")
+    @classmethod
+    def _usual_platform(cls, value: str) -> str:
+        return value.strip() or str(Platform())
+
+    @field_validator("extra_index_urls", "find_links", "only_binary", mode="after")
+    @classmethod
+    def _no_blank_rows(cls, lines: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(line.strip() for line in lines if line.strip())
 
     @field_validator("constraints", mode="after")
     @classmethod
@@ -177,7 +200,13 @@ class EnvironmentDefinition(BaseModel):
     @field_validator("conda_channels", "conda_dependencies", mode="after")
     @classmethod
     def _one_space(cls, lines: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(spec for line in lines if (spec := " ".join(line.split())))
+        found = tuple(spec for line in lines if (spec := " ".join(line.split())))
+        if any("://" in spec for spec in found):  # addresses only: all else is checked by who resolves
+            from prefect_environments.core.lock.conda.channels import check_secrets  # noqa: PLC0415
+
+            for spec in found:
+                check_secrets(spec, "a conda channel or dependency")
+        return found
 
     @field_validator("extends", mode="after")
     @classmethod
@@ -215,6 +244,17 @@ class EnvironmentDefinition(BaseModel):
                 f"dockerfile is {value!r:.200}, which is no Dockerfile's text. A definition holds the text itself, as "
                 "it may be built where the file is not; Environment.from_dockerfile reads a path"
             )
+        return value
+
+    @field_validator("build_context", mode="after")
+    @classmethod
+    def _read_git_context(cls, value: str) -> str:
+        if "://" not in value and "@" not in value:
+            return value
+        from prefect_environments.core.build.docker.checkout import GitContext  # noqa: PLC0415  # if needed
+
+        if GitContext.is_git(value):
+            GitContext.parse(value)  # a branch would move, and credentials would be stored
         return value
 
     @field_validator("pylock", mode="after")
@@ -313,6 +353,16 @@ class EnvironmentDefinition(BaseModel):
         """Name and version that `extends` names."""
         name, _, version = self.extends.rpartition(":")
         return name, int(version)
+
+
+def _as_stored(value: Any) -> Any:
+    """`value` with the reference in place of every secret that came from a store, whatever the field: where no
+    reference can be, the field's own check refuses it."""
+    if isinstance(value, SecretValue):
+        return str(value.reference)
+    if isinstance(value, Mapping):
+        return {name: _as_stored(item) for name, item in value.items()}
+    return type(value)(map(_as_stored, value)) if type(value) in (list, tuple, set) else value
 
 
 def _merged(given: Any, found: Any) -> Any:

@@ -384,7 +384,7 @@ class Environment(Section):
 
     def __repr__(self) -> str:
         version = f", version={self._version}" if self._version else ""
-        return f"Environment(name={self.name!r}{version}, base_image={self.docker.base_image!r})"
+        return f"Environment(name={self.name!r}{version}, base_image={self.docker.shown_image!r})"
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         """Pairs of the definition's fields, as pydantic's models give: `dict(environment)` is its stored form."""

@@ -1,11 +1,14 @@
 """An environment based on a registered one: the base's lock holds, so that nothing it has moves."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from prefect_environments.core import attachments
+from prefect_environments.core.build import private_wheels
 from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.errors import DefinitionError, VersionNotFound
 from prefect_environments.core.lock.model import Lock, LockedPackage
@@ -17,6 +20,7 @@ _TAKEN = (
     "base_image",
     "base_image_username",
     "base_image_password",
+    "base_image_registry",
     "platform",
     "dockerfile",
     "build_context",
@@ -65,12 +69,14 @@ async def effective(site: Site, definition: EnvironmentDefinition, _depth: int =
 def _merged(definition: EnvironmentDefinition, below: EnvironmentDefinition, lock: Lock) -> EnvironmentDefinition:
     own = definition.model_dump()
     own.update({name: getattr(below, name) for name in _TAKEN})
-    _refuse_contradictions(definition, lock)
-    pins = tuple(f"{package.name}=={package.version}" for package in lock.packages)
+    _refuse_contradictions(definition, below, lock)
+    # a given lock's files may be in no index: they are named themselves
+    pins = tuple(map(_as_it_is if below.pylock else _by_version, lock.packages))
+    requirements = below.requirements or pins
     own.update(
         extends="",
-        requirements=(*(below.requirements or pins), *definition.requirements),
-        constraints=(*definition.constraints, *_pinned(lock, below)),
+        requirements=(*requirements, *definition.requirements),
+        constraints=(*definition.constraints, *_pinned(lock, requirements)),
         conda_channels=tuple(dict.fromkeys((*below.conda_channels, *definition.conda_channels))),
         conda_dependencies=(*below.conda_dependencies, *definition.conda_dependencies),
         index_url=definition.index_url or below.index_url,
@@ -86,14 +92,35 @@ def _merged(definition: EnvironmentDefinition, below: EnvironmentDefinition, loc
     return EnvironmentDefinition(**own)
 
 
-def _pinned(lock: Lock, below: EnvironmentDefinition) -> tuple[str, ...]:
+def _pinned(lock: Lock, requirements: Iterable[str]) -> tuple[str, ...]:
     """The lock's versions as constraints, but for those that a requirement names by an address."""
-    direct = {canonicalize_name(line.split(" @ ")[0].split("[")[0]) for line in below.requirements if " @ " in line}
-    return tuple(f"{p.name}=={p.version}" for p in lock.packages if canonicalize_name(p.name) not in direct)
+    direct = directly_named(requirements)
+    return tuple(_by_version(p) for p in lock.packages if canonicalize_name(p.name) not in direct)
 
 
-def _refuse_contradictions(definition: EnvironmentDefinition, lock: Lock) -> None:
-    """What asks for another version of a package than the base has: told here, in better words than a resolver's."""
+def directly_named(requirements: Iterable[str]) -> set[str]:
+    """Normalised names of the packages that requirement lines name by an address (PEP 508, `NAME @ URL`)."""
+    return {canonicalize_name(line.split(" @ ")[0].split("[")[0]) for line in requirements if " @ " in line}
+
+
+def _by_version(package: LockedPackage) -> str:
+    return f"{package.name}=={package.version}"
+
+
+def _as_it_is(package: LockedPackage) -> str:
+    """A requirement for the very file; one without an address was built from source, and is in the registry."""
+    where = package.url or f"{private_wheels.SCHEME}{package.sha256}/{quote(package.filename)}"
+    return f"{package.name} @ {where}"
+
+
+def _refuse_contradictions(definition: EnvironmentDefinition, below: EnvironmentDefinition, lock: Lock) -> None:
+    """What asks for another version of a package than the base has, or another platform: told here, in better words
+    than a resolver's."""
+    if definition.platform not in (below.platform, EnvironmentDefinition.model_fields["platform"].default):
+        raise DefinitionError(
+            f"{definition.name!r} is for {definition.platform}, but {definition.extends}, which it extends, is for "
+            f"{below.platform}: extend an environment of that platform"
+        )
     has: dict[str, LockedPackage] = {canonicalize_name(package.name): package for package in lock.packages}
     for line in definition.requirements:
         try:

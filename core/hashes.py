@@ -5,6 +5,7 @@ docs/hashes.md lists every field with test vectors.
 """
 
 import re
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -35,7 +36,7 @@ def definition_hash(
         "schema": _SCHEMA,
         "recipe": recipe.VERSION,
         "platform": definition.platform,
-        "base-image": definition.base_image or default_base_image,
+        "base-image": "" if _has_own_base(definition) else definition.base_image or default_base_image,
         "requirements": _counted(definition.requirements),
         "constraints": _counted(definition.constraints),
         "index-url": definition.index_url or default_index_url,
@@ -57,13 +58,27 @@ def definition_hash(
         "build-target": definition.build_target,
         "build-secrets": sorted(definition.build_secrets),
         "mirror": definition.mirror,
-        "pylock": definition.pylock,
+        "pylock": _pylock(definition.pylock),
         "requires-python": definition.requires_python,
         "extends": definition.extends,
         "compile-bytecode": definition.compile_bytecode,
     }
     counted.update({key: value for key, value in later.items() if value})  # as hashes were before they existed
     return canonical.digest(counted)
+
+
+def _has_own_base(definition: EnvironmentDefinition) -> bool:
+    """Whether the base is no image by name, so that the workspace's default one does not count."""
+    return bool(definition.dockerfile or definition.build_context or definition.extends)
+
+
+def _pylock(text: str) -> str | list[object]:
+    """A given lock: files and commits in it are pinned, and folders count by what is in them."""
+    if "directory" not in text:
+        return text
+    tables = (package.get("directory", {}) for package in tomllib.loads(text).get("packages", ()))
+    folders = sorted({table["path"] for table in tables if "path" in table})
+    return [text, [[path, _digest(Path(path), f"the lock's folder {path}")] for path in folders]] if folders else text
 
 
 def _context(definition: EnvironmentDefinition) -> str:
@@ -132,12 +147,15 @@ def _content(line: str) -> str | list[str]:
     name, url, extras, rest = (part or "" for part in found.groups())
     parts = urlsplit(url)
     path = Path(unquote(parts.path))
+    content = _digest(path, f"the requirement {line!r} names {path}, which")
+    return [name, "" if path.is_dir() else path.name, content, parts.fragment, extras, rest]
+
+
+def _digest(path: Path, what: str) -> str:
+    """The digest of a file or folder of this machine."""
     try:
-        folder = path.is_dir()
-        content = trees.digest(path) if folder else digests.of_file(path)
+        return trees.digest(path) if path.is_dir() else digests.of_file(path)
     except OSError as error:
         raise DefinitionError(
-            f"the requirement {line!r} names {path}, which cannot be read ({error.strerror}); correct the path, or "
-            "build where the file is"
+            f"{what} cannot be read ({error.strerror}); correct the path, or build where the file is"
         ) from None
-    return [name, "" if folder else path.name, content, parts.fragment, extras, rest]

@@ -13,7 +13,7 @@ from prefect_environments.core.build.inspect import check_interpreter, inspect_b
 from prefect_environments.core.build.private_wheels import PrivateWheelResolver
 from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.errors import DefinitionError, NotFound, ResolveError
-from prefect_environments.core.extend import Effective, effective
+from prefect_environments.core.extend import Effective, directly_named, effective
 from prefect_environments.core.formats.pylock import check_python
 from prefect_environments.core.lock.model import Lock, LockedBase, LockedCondaPackage
 from prefect_environments.core.lock.resolver import Resolver, ResolveRequest
@@ -34,10 +34,13 @@ async def resolve(site: Site, definition: EnvironmentDefinition, *, upgrade: boo
             return as_it_is(wanted, base.locked)
         facts = await _target(site, base, Platform.parse(wanted.platform))
         previous = _held(asked, None if upgrade else await _previous_lock(site, definition.name))
-        plan = await _interpreter(site, wanted, base, facts, previous, upgrade=upgrade)
+        afresh = upgrade and asked.base is None  # what is extended holds: only what is added is resolved afresh
+        plan = await _interpreter(site, asked, base, facts, previous, upgrade=afresh)
+        check_python(wanted.requires_python, plan.target, f"the environment {wanted.name!r}")
         if wanted.compile_bytecode:
             await asyncio.to_thread(find_interpreter, plan.target.python)  # an error now, not after the work
-        lock = await _pip(site, plan, base.locked, previous, upgrade=upgrade)
+        lock = await _pip(site, replace(plan, holds=asked.base), base.locked, previous, upgrade=afresh)
+        _check_holds(definition, asked.base, lock)
         logger.info(
             "resolved %d requirements to %d packages%s",
             len(wanted.requirements) + len(wanted.conda_dependencies),
@@ -60,8 +63,8 @@ def _check_conda(definition: EnvironmentDefinition) -> None:
 
 
 def as_it_is(definition: EnvironmentDefinition, base: LockedBase) -> Lock:
-    """The lock of a user-managed image: nothing is installed, and its Python is where the definition says."""
-    target = Target("", definition.interpreter_path, "", "", Platform.parse(definition.platform))
+    """The lock of a user-managed image: nothing is installed. Where its Python is, is the version's to tell."""
+    target = Target("", "", "", "", Platform.parse(definition.platform))
     return Lock(base, target, (), managed=False)
 
 
@@ -73,6 +76,8 @@ class _Plan:
     target: Target
     requirements: tuple[str, ...]
     conda: tuple[LockedCondaPackage, ...] = ()
+    holds: Lock | None = None
+    """The lock that is extended: its wheels stay, also where conda would bring the same versions."""
 
 
 async def _target(site: Site, base: BaseImage, platform: Platform) -> Target:
@@ -109,10 +114,26 @@ def _held(asked: Effective, previous: Lock | None) -> Lock | None:
     )
 
 
+def _check_holds(definition: EnvironmentDefinition, base: Lock | None, lock: Lock) -> None:
+    """Raise `ResolveError` where a package of the environment that is extended is not in the lock as it was."""
+    if base is None:
+        return
+    there = {p.identity() for p in lock.packages} | {p.identity() for p in lock.conda}
+    moved = [p.filename for p in base.packages if p.identity() not in there]
+    moved += [p.filename for p in base.conda if p.identity() not in there]
+    if moved:
+        raise ResolveError(
+            f"{definition.name!r} extends {definition.extends}, and what that has does not move, but these files are "
+            f"no longer offered, or something else takes their place: {', '.join(moved[:10])}. "
+            "Drop the addition that needs another one, or define the environment anew from the base's requirements"
+        )
+
+
 async def _interpreter(
-    site: Site, wanted: EnvironmentDefinition, base: BaseImage, facts: Target, held: Lock | None, *, upgrade: bool
+    site: Site, asked: Effective, base: BaseImage, facts: Target, held: Lock | None, *, upgrade: bool
 ) -> _Plan:
     """Whose Python it is: the base's where conda is asked for nothing that it has not, else conda's."""
+    wanted = asked.definition
     if not wanted.conda_dependencies:
         check_interpreter(base, facts)
         return _Plan(wanted, facts, wanted.requirements)
@@ -129,7 +150,7 @@ async def _interpreter(
             f"the environment {wanted.name!r} needs packages of conda ({', '.join(wanted.conda_dependencies)}; the "
             f"base image has {has}), but names no channel: add one, such as conda-forge, to the channels"
         )
-    packages = await _solve(site, wanted, base, facts, held, upgrade=upgrade)
+    packages = await _solve(site, asked, base, facts, held, upgrade=upgrade)
     python = conda.python_version(packages)
     logger.info("conda brings Python %s", python)
     target = replace(facts, python=python, interpreter=recipe.executable())
@@ -137,12 +158,14 @@ async def _interpreter(
 
 
 async def _solve(
-    site: Site, wanted: EnvironmentDefinition, base: BaseImage, facts: Target, held: Lock | None, *, upgrade: bool
+    site: Site, asked: Effective, base: BaseImage, facts: Target, held: Lock | None, *, upgrade: bool
 ) -> tuple[LockedCondaPackage, ...]:
     from prefect_environments.core.lock import conda  # noqa: PLC0415  # rattler: only where conda is asked for
 
     site.progress.step("resolve")
-    specs = wanted.conda_dependencies
+    wanted = asked.definition
+    pins = asked.base.conda if asked.base else ()
+    specs = (*wanted.conda_dependencies, *(f'{p.name}[version="=={p.version}",build="{p.build}"]' for p in pins))
     if not conda.names_python(specs):  # an environment has a Python: of the base's minor, where it has one
         specs = (*specs, f"python={facts.python_minor}.*" if facts.python else "python")
     request = conda.CondaRequest(
@@ -163,7 +186,6 @@ async def _pip(site: Site, plan: _Plan, base: LockedBase, held: Lock | None, *, 
     """What pip installs, for the plan's interpreter. Versions that conda brings are kept where that is possible."""
     if plan.conda and not plan.requirements:
         return Lock(base, plan.target, (), conda=plan.conda)
-    check_python(plan.definition.requires_python, plan.target, f"the environment {plan.definition.name!r}")
     site.progress.step("resolve")
     uv = UvResolver(wheel_store=site.wheel_store, scratch=site.cache / "resolve")
     resolver: Resolver = PrivateWheelResolver(uv, site.wheel_store, site.cache / "private-wheels")
@@ -176,8 +198,9 @@ async def _pip(site: Site, plan: _Plan, base: LockedBase, held: Lock | None, *, 
             raise
         lock = await resolver.resolve(request)
         logger.warning("the pip requirements don't fit the versions that conda brings: some are replaced by pip's")
-    brought = set(kept)
-    own = tuple(p for p in lock.packages if f"{p.name}=={p.version}" not in brought)
+    brought, stay = set(kept), directly_named(plan.requirements)
+    stay |= {package.name for package in plan.holds.packages} if plan.holds else set()
+    own = tuple(p for p in lock.packages if p.name in stay or f"{p.name}=={p.version}" not in brought)
     requested = (*plan.definition.conda_dependencies, *lock.requested)
     return replace(lock, packages=own, conda=plan.conda, requested=requested)
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from prefect_environments.core.conda_dependencies import CondaDependencies
+from prefect_environments.core.definition import check_base_image
 from prefect_environments.core.errors import DefinitionError
 from prefect_environments.core.formats.requirements import Requirements
+from prefect_environments.core.lock.urls import without_user_info
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +138,8 @@ class DockerBuildContext(Section):
         )
 
     def __repr__(self) -> str:
-        return f"DockerBuildContext({self.location_type!r}, {self.location!r}, {self.dockerfile_path!r})"
+        location = self.location and without_user_info(self.location)
+        return f"DockerBuildContext({self.location_type!r}, {location!r}, {self.dockerfile_path!r})"
 
 
 def _kept_only(name: str, default: Any) -> Any:
@@ -209,6 +212,14 @@ class DockerSection(Section):
         self._base_image = value
 
     @property
+    def shown_image(self) -> Any:
+        """`base_image` for messages: without what may be a password."""
+        try:
+            return check_base_image(self._base_image) if isinstance(self._base_image, str) else self._base_image
+        except DefinitionError:
+            return f"…@{self._base_image.rpartition('@')[2]}"
+
+    @property
     def base_dockerfile(self) -> Any:
         """The text of a Dockerfile. Set it to text, or to the path of one, which is read at once.
 
@@ -262,7 +273,8 @@ class DockerSection(Section):
 
     def __repr__(self) -> str:
         given = [name for name in ("base_image", "base_dockerfile", "build_context") if getattr(self, name) is not None]
-        base = f"{given[0]}={getattr(self, given[0])!r}, " if given else ""
+        shown = {"base_image": self.shown_image}
+        base = f"{given[0]}={shown.get(given[0], getattr(self, given[0]))!r}, " if given else ""
         return f"DockerSection({base}platform={self.platform!r}, base_image_registry={self.base_image_registry!r})"
 
 

@@ -125,7 +125,7 @@ async def register(
         definition=definition.model_dump(mode="json"),
         lock_digest=attached.lock,
         platform=str(built.lock.target.platform),
-        python_path=recipe.executable() if built.lock.managed else definition.interpreter_path or "python",
+        python_path=_python_path(definition),
         environment_variables=variables,
         description=definition.description,
         tags=dict(definition.tags),
@@ -250,11 +250,17 @@ def _renewed(
         reference=reference,
         record_hash=hashes.record_hash(found.image_hash, definition, variables),
         definition=definition.model_dump(mode="json"),
+        python_path=_python_path(definition),
         environment_variables=variables,
         description=definition.description,
         tags=dict(definition.tags),
         created_by=_tools(),
     )
+
+
+def _python_path(definition: EnvironmentDefinition) -> str:
+    """What starts Python in the image: the environment's own, or that of a user-managed image."""
+    return definition.interpreter_path or "python" if definition.user_managed else recipe.executable()
 
 
 def _tools() -> dict[str, str]:

@@ -9,13 +9,14 @@ from prefect.runtime import flow_run
 
 from prefect_environments.blocks import EnvironmentVersion, Workspace
 from prefect_environments.core.definition import EnvironmentDefinition
-from prefect_environments.core.errors import DefinitionError, NotSupportedYet
+from prefect_environments.core.errors import DefinitionError
 from prefect_environments.core.jobs import run
 from prefect_environments.core.jobs.config import ScriptRunConfig
 from prefect_environments.core.jobs.launcher import JobResult
 from prefect_environments.flows.build import build_environment
 from prefect_environments.tasks import find_image
 from prefect_environments.tasks.jobs import find_environment, run_job
+from prefect_environments.tasks.pool import check_target
 
 
 def _run_name() -> str:
@@ -41,12 +42,11 @@ def run_training_job(
         workspace: Where the environment is registered, or will be.
         environment: A registered version to run in, in place of the one that the config names.
         outputs_directory: Folder that gets a folder of outputs for each job; empty, it is in the user's data folder.
+            In a work pool: the storage block that keeps them, as TYPE/NAME.
     """
     run.check(config)
     if not config.is_local:
-        raise NotSupportedYet(
-            f"compute_target is {config.compute_target!r}: jobs in work pools come with a later release; use local"
-        )
+        check_target(config, workspace, outputs_directory)
     if environment is not None:
         config = _in_version(config, environment, workspace)
     version = _ready(config.environment, workspace)

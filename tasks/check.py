@@ -25,7 +25,8 @@ def report_findings(findings: list[Finding], workspace: str) -> None:
     wrong = failures(findings)
     create_table_artifact(
         [
-            {"check": one.name, "state": one.state, "found": one.found, "what to do": "" if one.ok else one.advice}
+            # the UI doesn't wrap lines: what is longest comes last
+            {"check": one.name, "state": one.state, "what to do": "" if one.ok else one.advice, "found": one.found}
             for one in findings
         ],
         key=f"workspace-{slug(workspace)}"[:200],

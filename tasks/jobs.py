@@ -14,6 +14,7 @@ from prefect_environments.core.jobs import run
 from prefect_environments.core.jobs.config import ScriptRunConfig
 from prefect_environments.core.jobs.launcher import JobResult
 from prefect_environments.core.names import slug
+from prefect_environments.tasks.pool import run_in_pool
 from prefect_environments.tasks.site import at
 
 
@@ -21,10 +22,16 @@ from prefect_environments.tasks.site import at
 def run_job(
     config: ScriptRunConfig, version: EnvironmentVersion, workspace: Workspace, outputs_directory: str | None = None
 ) -> JobResult:
-    """Run a job on this machine in a version's image, its lines in the run's log. Raises `JobFailed` if it fails."""
+    """Run a job in a version's image, its lines in the run's log. Raises `JobFailed` if it fails.
+
+    `outputs_directory` is a folder, or for a job in a work pool a storage block (TYPE/NAME).
+    """
     record = version.to_record()
-    outputs = Path(outputs_directory).expanduser() if outputs_directory else None
-    result = at(workspace, lambda site: run.run_job(site, config, record, outputs=outputs))
+    if config.is_local:
+        outputs = Path(outputs_directory).expanduser() if outputs_directory else None
+        result = at(workspace, lambda site: run.run_job(site, config, record, outputs=outputs))
+    else:
+        result = run_in_pool(config, record, workspace, outputs_directory or "")
     report_job(result)
     return result
 

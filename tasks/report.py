@@ -1,5 +1,6 @@
 """What a run shows in the UI: progress while it works, a result table at the end."""
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from prefect_environments.core.progress import Both, Progress, current
 from prefect_environments.core.ready import ReadyImage
 from prefect_environments.core.steps import BuiltImage
 
+_DOCKER_STEP = re.compile(r"(?:\[(?:\S+ )?|Step )0*(\d+)/0*([1-9]\d*)\b")
+"""`[2/5] RUN …` or `[stage 2/5] RUN …` by BuildKit, `Step 2/5 : RUN …` by the classic builder."""
 _EVERY = 2.0  # seconds between two updates: each is a call to the API
 
 
@@ -24,6 +27,14 @@ class RunProgress(Progress):
 
     def __init__(self) -> None:
         self.layers = self.done = self.reused = self.bytes = 0
+        self.title = ""
+        self.failed = False
+        self._built = 0.0
+
+    def step(self, name: str) -> None:
+        if found := _DOCKER_STEP.match(name):
+            self.title = name
+            self._built = max(self._built, (int(found[1]) - 1) / int(found[2]))  # it only begins
 
     def planned(self, layers: int, download: int) -> None:
         self.layers = layers
@@ -37,20 +48,22 @@ class RunProgress(Progress):
 
     @property
     def percent(self) -> float:
-        return 100.0 * self.done / self.layers if self.layers else 0.0
+        return 100.0 * (self.done / self.layers if self.layers else self._built)
 
     def __str__(self) -> str:
+        if not self.layers:
+            return f"{self.title or 'no layers to make'}, {megabytes(self.bytes)} sent"
         return f"{self.done} of {self.layers} packages ({self.reused} reused), {megabytes(self.bytes)} sent"
 
 
 @contextmanager
-def run_progress() -> Iterator[Progress]:
+def run_progress(title: str = "Assembling the image") -> Iterator[Progress]:
     """Progress that goes to the current run's progress artifact, beside what the caller already watches."""
     if FlowRunContext.get() is None and TaskRunContext.get() is None:
         yield current()
         return
     counts = RunProgress()
-    artifact = create_progress_artifact(0.0, description="Assembling the image")
+    artifact = create_progress_artifact(0.0, description=title)
     stop = threading.Event()
     poller = threading.Thread(
         target=copy_context().run, args=(_poll, counts, artifact, stop), name="progress", daemon=True
@@ -58,6 +71,9 @@ def run_progress() -> Iterator[Progress]:
     poller.start()
     try:
         yield Both(counts, current())
+    except BaseException:
+        counts.failed = True
+        raise
     finally:
         stop.set()
         poller.join(10)
@@ -67,7 +83,8 @@ def _poll(counts: RunProgress, artifact: UUID, stop: threading.Event) -> None:
     finished = False
     while not finished:
         finished = stop.wait(_EVERY)
-        percent = counts.percent if counts.done < counts.layers or not finished else 100.0
+        ended = finished and not counts.failed and counts.done >= counts.layers
+        percent = 100.0 if ended else counts.percent
         update_progress_artifact(artifact, percent, description=str(counts))
 
 
@@ -125,10 +142,11 @@ def ready_markdown(ready: ReadyImage, built: BuiltImage | None = None) -> str:
         "",
         "| What | Value |",
         "|---|---|",
-        f"| Image | {'reused, nothing built' if ready.reused else 'built'} |",
-        f"| Packages | {ready.packages} |",
+        f"| Image | {_state(ready, built)} |",
+        *([f"| Base | {_base(built)} |"] if built is not None else []),
+        f"| Packages | {_packages(ready, built)} |",
         f"| Size | {megabytes(ready.size)} |",
-        *([] if ready.reused else [f"| Layers | {ready.layers_new} new, {ready.layers_reused} reused |"]),
+        *([f"| Layers | {ready.layers_new} new, {ready.layers_reused} reused |"] if built and built.layers else []),
         *([] if ready.reused else [f"| Sent | {megabytes(ready.bytes_sent)} |"]),
         f"| Python | `{ready.python_path}` on {ready.platform} |",
         f"| Seconds | {', '.join(f'{step} {seconds:.1f}' for step, seconds in ready.seconds.items())} |",
@@ -147,3 +165,24 @@ def ready_markdown(ready: ReadyImage, built: BuiltImage | None = None) -> str:
             *(f"- {line}" for line in built.not_run[:50]),
         ]
     return "\n".join(lines)
+
+
+def _state(ready: ReadyImage, built: BuiltImage | None) -> str:
+    if ready.reused:
+        return "reused, nothing built"
+    if built is None or built.lock.managed:
+        return "built"
+    return "built by its Dockerfile" if built.lock.base.of_dockerfile else "copied"
+
+
+def _base(built: BuiltImage) -> str:
+    """A Dockerfile's name in the lock is the hash of what went into it, which readers have no use for."""
+    base = built.lock.base
+    return f"{'an image of a Dockerfile' if base.of_dockerfile else f'`{base.name}`'} at `{base.digest}`"
+
+
+def _packages(ready: ReadyImage, built: BuiltImage | None) -> str:
+    if not ready.packages:
+        return "none installed, the image is used as it is"
+    conda = len(built.lock.conda) if built is not None else 0
+    return f"{ready.packages}, {conda} of them conda's" if conda else f"{ready.packages}"

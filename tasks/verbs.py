@@ -38,7 +38,10 @@ def definition_of(environment: Definition) -> EnvironmentDefinition:
 def resolve_environment(environment: Definition, workspace: Workspace, upgrade: bool = False) -> Lock:
     """Pin everything: base image by digest, packages by sha256. `upgrade` ignores the last version's lock."""
     definition = definition_of(environment)
-    return at(workspace, lambda site: steps.resolve(site, definition, upgrade=upgrade))
+    if not (definition.dockerfile or definition.build_context):
+        return at(workspace, lambda site: steps.resolve(site, definition, upgrade=upgrade))
+    with run_progress("Building the Dockerfile") as progress:
+        return at(workspace, lambda site: steps.resolve(site, definition, upgrade=upgrade), progress=progress)
 
 
 @task(name="hash-environment", **_quiet)

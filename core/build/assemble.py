@@ -126,7 +126,10 @@ class Assembler:
         planned = plan_layers(lock, len(self.base.manifest.layers))
         self._announce(planned)
         self._unchecked = {layer.key for layer in planned}
-        self._all_checked.clear()
+        if planned:
+            self._all_checked.clear()
+        else:  # a lock may be empty: there is nothing to wait for
+            self._all_checked.set()
         with files.storage("assembling an image", self.scratch):
             files.sweep(self.scratch)
         bases, (skeleton, *layers) = await both(

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefect_environments.core import conversion, files
+from prefect_environments.core.build.docker.checkout import check_no_credentials
 from prefect_environments.core.conda_dependencies import CondaDependencies
 from prefect_environments.core.errors import AlreadyExists, DefinitionError
 from prefect_environments.core.formats import azureml_v1_load
 from prefect_environments.core.formats.azureml_v1_load import CONDA, CONSTRAINTS, DOCKERFILE, ENVIRONMENT, OURS
-from prefect_environments.core.secrets import looks_secret
+from prefect_environments.core.secrets import SecretValue, looks_secret
 from prefect_environments.core.sections import DockerSection, PythonSection, check_flag
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _conda_files(conda: CondaDependencies) -> dict[str, bytes]:
 
 
 def _document(environment: "Environment") -> dict[str, Any]:
-    variables = {name: conversion.as_stored(value) for name, value in environment.environment_variables.items()}
+    variables = conversion.stored_values(environment.environment_variables, "environment_variables")
     _check_variables(variables, environment.allow_literal_secrets)
     known = {
         "name": environment.name,
@@ -123,7 +124,7 @@ def _document(environment: "Environment") -> dict[str, Any]:
 
 def _check_variables(variables: dict[str, str], allowed: bool) -> None:
     for name, value in variables.items():
-        if looks_secret(name, value) and not allowed:
+        if isinstance(value, SecretValue) or (looks_secret(name, value) and not allowed):
             raise DefinitionError(
                 f"the environment variable {name} looks like a secret, and would be saved in plain text: give a "
                 "reference (secret:NAME), or set allow_literal_secrets if it is none"
@@ -142,6 +143,8 @@ def _python(python: PythonSection) -> dict[str, Any]:
 
 def _docker(docker: DockerSection) -> dict[str, Any]:
     context, registry = docker.build_context, docker.base_image_registry
+    if context is not None and "://" in (context.location or ""):
+        check_no_credentials(str(context.location))
     given = context and {
         "locationType": context.location_type,
         "location": context.location,
@@ -173,12 +176,12 @@ def _ours(environment: "Environment") -> dict[str, Any]:
     """What SDK v1 has no key for, as far as it is set."""
     docker, python = environment.docker, environment.python
     everything = {
-        "description": environment.description,
-        "tags": environment.tags,
+        "description": conversion.as_stored(environment.description or ""),
+        "tags": conversion.stored_values(environment.tags, "tags"),
         "allowLiteralSecrets": environment.allow_literal_secrets,
-        "buildArguments": docker.build_arguments,
+        "buildArguments": conversion.build_arguments(docker),
         "buildTarget": docker.build_target,
-        "buildSecrets": {name: conversion.as_stored(value) for name, value in docker.build_secrets.items()},
+        "buildSecrets": conversion.build_secrets(docker),
         "mirror": docker.mirror,
         "allowSourceBuilds": python.allow_source_builds,
         "compileBytecode": python.compile_bytecode,

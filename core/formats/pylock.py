@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from packaging.markers import InvalidMarker, Marker
+from packaging.markers import InvalidMarker, Marker, UndefinedComparison, UndefinedEnvironmentName
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from prefect_environments.core.errors import ResolveError, SpecificationError
-from prefect_environments.core.lock import pylock, urls, wheels
+from prefect_environments.core.formats.requirements import credentials
+from prefect_environments.core.lock import pylock, wheels
 from prefect_environments.core.lock.pylock import ResolvedPackage
 from prefect_environments.core.lock.target import Target
 
@@ -36,8 +37,8 @@ def read(path: Path) -> str:
         if path.stat().st_size > LIMIT:
             raise SpecificationError(f"{path} has more than {LIMIT} bytes, which no lock has")
         text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no usable path, or no UTF-8 text"
         raise SpecificationError(f"the lock {path} cannot be read ({reason}); correct the path") from None
     return normalise(text, origin=str(path), folder=path.absolute().parent)
 
@@ -50,8 +51,9 @@ def normalise(text: str, *, origin: str = "pylock", folder: Path | None = None) 
         kept["packages"] = [_kept_package(table, origin, folder) for table in document.get("packages", [])]
         written = tomli_w.dumps(kept)
         packages = pylock.read(written, folder or Path("/"))
-    except (ResolveError, InvalidMarker, TypeError, AttributeError, KeyError) as error:
-        raise SpecificationError(f"{origin} is not a lock that can be used: {error}") from None
+    except (ResolveError, ValueError, TypeError, AttributeError, KeyError) as error:
+        reason = f"{error.__cause__ or error}" if isinstance(error, ResolveError) else f"{error}"
+        raise SpecificationError(f"{origin} is not a lock that can be used: {reason:.300}") from None
     for package in packages:
         if unpinned := [file.filename for file in package.wheels if file.sha256 is None]:
             raise SpecificationError(
@@ -69,7 +71,7 @@ def packages_for(text: str, target: Target) -> tuple[ResolvedPackage, ...]:
     check_python(str(document.get("requires-python", "")), target, "the lock")
     environment = wheels.marker_environment(target)
     lines = document.get("environments", [])
-    if lines and not any(Marker(line).evaluate(environment) for line in lines):
+    if lines and not any(_holds(line, environment, "the lock") for line in lines):
         raise SpecificationError(
             f"the lock is for other environments than the image ({wheels.describe(target)}): {'; '.join(lines)}. Write "
             "the lock for this platform too, or choose another base image"
@@ -97,7 +99,7 @@ def check_python(specifier: str, target: Target, what: str) -> None:
 def _document(text: str, origin: str) -> dict[str, Any]:
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise SpecificationError(f"{origin} is not TOML: {error}") from None
     version = document.get("lock-version")
     if not isinstance(version, str) or version.split(".")[0] != "1":
@@ -117,7 +119,16 @@ def _document(text: str, origin: str) -> dict[str, Any]:
 
 
 def _is_wanted(table: Mapping[str, Any], context: Mapping[str, Any]) -> bool:
-    return "marker" not in table or Marker(table["marker"]).evaluate(dict(context), "lock_file")
+    return "marker" not in table or _holds(table["marker"], context, str(table.get("name")))
+
+
+def _holds(marker: str, context: Mapping[str, Any], what: str) -> bool:
+    try:
+        return Marker(marker).evaluate(dict(context), "lock_file")
+    except (UndefinedComparison, UndefinedEnvironmentName) as error:
+        raise SpecificationError(
+            f"{what} has the marker {marker!r:.200}, which a lock cannot have ({error}); write the lock anew"
+        ) from None
 
 
 def _kept_package(table: Mapping[str, Any], origin: str, folder: Path | None) -> dict[str, Any]:
@@ -137,11 +148,8 @@ def _kept_file(table: Mapping[str, Any], origin: str, folder: Path | None) -> di
     if "hashes" in kept:
         kept["hashes"] = {"sha256": kept["hashes"]["sha256"]} if "sha256" in kept["hashes"] else {}
     if "url" in kept:
-        if urls.without_user_info(kept["url"]) != kept["url"]:
-            raise SpecificationError(
-                f"{origin} has an address with a user name or password in it, which would be stored; remove it there, "
-                "and give the credentials in a PackageIndexCredentials block"
-            )
+        if problem := credentials.problem(kept["url"]):
+            raise SpecificationError(f"{origin} has an address that cannot be stored: {problem}")
         kept.pop("path", None)
     elif "path" in kept:
         if folder is None and not Path(kept["path"]).is_absolute():

@@ -51,10 +51,10 @@ def read(path: Path, *, extras: Sequence[str] = (), groups: Sequence[str] = ()) 
     project = document.get("project")
     if not isinstance(project, dict):
         other = " It is a Poetry project: write a lock with `poetry export`, or a [project] table." * (
-            "poetry" in document.get("tool", {})
+            "poetry" in _table(document, "tool", path)
         )
         raise SpecificationError(f"{path} has no [project] table, which lists the dependencies.{other}")
-    if "dependencies" in project.get("dynamic", []):
+    if "dependencies" in _list(project, "dynamic", path):
         raise SpecificationError(
             f"{path} says that its dependencies are dynamic: only a build tells them. List them under "
             "project.dependencies, or lock them (uv lock)"
@@ -62,9 +62,9 @@ def read(path: Path, *, extras: Sequence[str] = (), groups: Sequence[str] = ()) 
     _check_names(document, path, extras, groups)
     lines = [*_lines(project.get("dependencies", []), path)]
     for extra in extras:
-        lines += _lines(_named(project.get("optional-dependencies", {}), extra), path)
+        lines += _lines(_named(_table(project, "optional-dependencies", path), extra, path), path)
     for group in groups:
-        lines += _group(document.get("dependency-groups", {}), group, path)
+        lines += _group(_table(document, "dependency-groups", path), group, path)
     own = canonicalize_name(str(project.get("name", "")))
     if any(canonicalize_name(line.split("[")[0].strip()) == own for line in lines if "[" in line):
         raise SpecificationError(f"{path} depends on extras of itself; name these extras instead: extras=[…]")
@@ -72,30 +72,52 @@ def read(path: Path, *, extras: Sequence[str] = (), groups: Sequence[str] = ()) 
     return Project(found.packages, str(project.get("requires-python", "")))
 
 
-def _reason(error: OSError | UnicodeDecodeError) -> str:
-    return error.strerror or type(error).__name__ if isinstance(error, OSError) else "it is no UTF-8 text"
+def _reason(error: OSError | ValueError) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return "it is no usable path, or no UTF-8 text"
 
 
 def _document(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text("utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecificationError(f"the project {path} cannot be read ({_reason(error)}); correct the path") from None
-    except tomllib.TOMLDecodeError as error:
+        text = path.read_text("utf-8-sig")
+    except (OSError, ValueError) as error:
+        shown = f"{str(path)!r:.300}"
+        raise SpecificationError(f"the project {shown} cannot be read ({_reason(error)}); correct the path") from None
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise SpecificationError(f"{path} is not TOML: {error}") from None
 
 
 def _check_names(document: dict[str, Any], path: Path, extras: Sequence[str], groups: Sequence[str]) -> None:
-    known_extras = document.get("project", {}).get("optional-dependencies", {})
-    known_groups = document.get("dependency-groups", {})
+    known_extras = _table(_table(document, "project", path), "optional-dependencies", path)
+    known_groups = _table(document, "dependency-groups", path)
     for kind, asked, known in (("extra", extras, known_extras), ("dependency group", groups, known_groups)):
         has = {canonicalize_name(name) for name in known}
         if missing := [name for name in asked if canonicalize_name(name) not in has]:
             raise SpecificationError(f"{path} has no {kind} {missing[0]!r}; it has {', '.join(sorted(has)) or 'none'}")
 
 
-def _named(table: dict[str, Any], name: str) -> Any:
-    return next(value for key, value in table.items() if canonicalize_name(key) == canonicalize_name(name))
+def _table(document: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
+    found = document.get(key, {})
+    if not isinstance(found, dict):
+        raise SpecificationError(f"{path} has a {key!r} that is no table")
+    return found
+
+
+def _list(document: dict[str, Any], key: str, path: Path) -> list[Any]:
+    found = document.get(key, [])
+    if not isinstance(found, list):
+        raise SpecificationError(f"{path} has a {key!r} that is no list")
+    return found
+
+
+def _named(table: dict[str, Any], name: Any, path: Path) -> Any:
+    for key, value in table.items():
+        if isinstance(name, str) and canonicalize_name(key) == canonicalize_name(name):
+            return value
+    raise SpecificationError(f"{path} includes the dependency group {name!r:.80}; it has {', '.join(sorted(table))}")
 
 
 def _lines(value: Any, path: Path) -> list[str]:
@@ -109,7 +131,10 @@ def _group(table: dict[str, Any], name: str, path: Path, depth: int = 0) -> list
     if depth > _DEPTH:
         raise SpecificationError(f"{path} has dependency groups that include each other in a circle: {name}")
     lines: list[str] = []
-    for item in _named(table, name):
+    items = _named(table, name, path)
+    if not isinstance(items, list):
+        raise SpecificationError(f"{path} has a dependency group {name!r:.80} that is no list")
+    for item in items:
         if isinstance(item, dict) and list(item) == ["include-group"]:
             lines += _group(table, item["include-group"], path, depth + 1)
         else:

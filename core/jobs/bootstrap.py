@@ -10,7 +10,7 @@ from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from prefect_environments.core.errors import NotSupportedYet
 from prefect_environments.core.jobs.command import command_of, words_of
@@ -27,6 +27,16 @@ _START = (
     "import sys; sys.path.insert(0, sys.argv[1] + '/path/prefect_environments'); "
     "from inside.starter import main; sys.exit(main(sys.argv[1:]))"
 )
+
+
+class Work(Protocol):
+    """What is to be run: a `JobRequest`, or a job that came to another machine. `variables` are resolved."""
+
+    @property
+    def config(self) -> ScriptRunConfig: ...
+
+    @property
+    def variables(self) -> Mapping[str, str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +65,22 @@ def check_distribution(config: ScriptRunConfig) -> None:
 def make_folder(request: JobRequest) -> Path:
     """The folder that the job sees, without the plan of a distribution."""
     folder = request.folder / "inside"
+    write_inside(folder)
+    return folder
+
+
+def write_inside(folder: Path) -> None:
+    """Write the package that a job finds `Run` in, for its PYTHONPATH: `folder/path`."""
     package = folder / _PACKAGES / "prefect_environments"
     (package / "inside").mkdir(parents=True)
     for file in resources.files("prefect_environments.core.jobs.inside").iterdir():
         if file.name.endswith(".py"):
             target = package / "__init__.py" if file.name == "package.py" else package / "inside" / file.name
             target.write_bytes(file.read_bytes())
-    return folder
 
 
 def nodes_of(
-    request: JobRequest,
+    request: Work,
     *,
     python: str,
     folder: Path,

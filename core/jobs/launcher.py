@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -44,6 +44,16 @@ class JobRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """What a job left that ran on another machine, and where it is kept; `place` is empty where it is not."""
+
+    place: str
+    files: "tuple[OutputFile, ...]"
+    metrics: "Mapping[str, Number]"
+    series: "Mapping[str, tuple[Number, ...]]" = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class JobExit:
     """How a job's process ended. `code` is 128 + N where signal N ended it."""
 
@@ -51,10 +61,15 @@ class JobExit:
     seconds: Mapping[str, float]
     out_of_memory: bool = False
     timed_out: bool = False
+    kept: Kept | None = None
+    """Its outputs, where they are not in the request's folder."""
 
 
 class Launcher(Protocol):
     """Runs jobs on one kind of compute."""
+
+    elsewhere: ClassVar[bool]
+    """Whether jobs run on another machine: secret references are resolved there, and not here."""
 
     @property
     def target(self) -> str:

@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from prefect_environments.core.build.docker.engine import Engine
 from prefect_environments.core.concurrency import gather, settled
@@ -62,6 +62,8 @@ class DockerLauncher:
     engine: Engine
     network: str = ""
 
+    elsewhere: ClassVar[bool] = False
+
     @property
     def target(self) -> str:
         return "docker"
@@ -94,8 +96,9 @@ class DockerLauncher:
             for container, node in zip(containers, nodes, strict=True):
                 await settled(asyncio.to_thread(container.create, image, request, node, mode), _END)
             limit = request.config.time_limit_seconds or None
-            with ThreadPoolExecutor(count, "job") as threads:
-                code, timed_out = await together(container.follow(log, limit, threads) for container in containers)
+            threads = ThreadPoolExecutor(count, "job")
+            stack.callback(threads.shutdown, wait=False)
+            code, timed_out = await together(container.follow(log, limit, threads) for container in containers)
             seconds["run"] = time.monotonic() - started
             # an inner process may be what was killed: its parent then ends as it likes
             killed = any([await asyncio.to_thread(container.out_of_memory) for container in containers])
@@ -137,7 +140,7 @@ class _Container:
         """Start it and read what it prints; gives its exit status, and whether the time limit ended it."""
         # not in the loop's own threads: many nodes would leave none to stop them with
         work = partial(contextvars.copy_context().run, self._run, log)
-        thread = asyncio.get_running_loop().run_in_executor(threads, work)
+        thread: asyncio.Future[int] = asyncio.get_running_loop().run_in_executor(threads, work)
         try:
             done, _ = await asyncio.wait([thread], timeout=limit)
             if done:
@@ -145,7 +148,8 @@ class _Container:
             await asyncio.to_thread(self._stop)
             return await thread, True
         except asyncio.CancelledError:
-            await asyncio.wait([asyncio.ensure_future(asyncio.to_thread(self._stop)), thread], timeout=GRACE + _END)
+            stopping = asyncio.ensure_future(asyncio.to_thread(self._stop))
+            await asyncio.wait([asyncio.gather(stopping, thread, return_exceptions=True)], timeout=GRACE + _END)
             raise
 
     def _run(self, log: JobLog) -> int:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from prefect_environments.core.jobs.bootstrap import JobNode, make_folder, nodes_of, source_of, together
 from prefect_environments.core.jobs.follow import run_process
@@ -45,6 +46,8 @@ class ProcessLauncher:
 
     site: Site
     inherited: Mapping[str, str] = field(default_factory=lambda: dict(os.environ), repr=False)
+
+    elsewhere: ClassVar[bool] = False
 
     @property
     def target(self) -> str:

@@ -15,7 +15,7 @@ from prefect_environments.core.jobs import outputs as kept
 from prefect_environments.core.jobs.bootstrap import check_distribution, node_count
 from prefect_environments.core.jobs.channel import Channel, allowed_secrets
 from prefect_environments.core.jobs.config import EnvironmentName, ScriptRunConfig
-from prefect_environments.core.jobs.launcher import JobExit, JobRequest, JobResult, Launcher, last_lines
+from prefect_environments.core.jobs.launcher import JobExit, JobRequest, JobResult, Kept, Launcher, last_lines
 from prefect_environments.core.jobs.log import JobLog
 from prefect_environments.core.jobs.source import check_source, stage
 from prefect_environments.core.jobs.variables import resolved
@@ -101,9 +101,10 @@ async def run_job(
     check(config)
     started, name = time.monotonic(), job_id or new_job_id()
     lock = await lock_of(site, record)
-    variables = await resolved(record.environment_variables, config.environment_variables, site.workspace.secrets)
-    channel = open_channel(site, config, record, name)
     runner = launcher or await choose_launcher(site, config)
+    own, secrets = config.environment_variables, site.workspace.secrets
+    variables = {} if runner.elsewhere else await resolved(record.environment_variables, own, secrets)
+    channel = open_channel(site, config, record, name)
     place = (outputs or default_outputs()) / name / "outputs"
     log = JobLog(on_line)
     try:
@@ -156,7 +157,10 @@ async def lock_of(site: Site, record: VersionRecord) -> Lock:
 
 def _result(request: JobRequest, target: str, ended: JobExit, seconds: dict[str, float]) -> JobResult:
     wanted, logged = bool(request.config.outputs), request.channel.metrics
-    found = kept.list_files(request.outputs) if wanted else ()
+    here = kept.list_files(request.outputs) if wanted else ()
+    left = ended.kept or Kept(
+        str(request.outputs) if here else "", here, kept.read_metrics(request.outputs) if wanted else {}
+    )
     return JobResult(
         id=request.id,
         exit_code=ended.code,
@@ -164,10 +168,10 @@ def _result(request: JobRequest, target: str, ended: JobExit, seconds: dict[str,
         reference=request.record.reference,
         name=request.record.name,
         version=request.record.version,
-        outputs=str(request.outputs) if found else "",
-        files=found,
-        metrics={**(kept.read_metrics(request.outputs) if wanted else {}), **logged.last},
-        series=logged.series,
+        outputs=left.place,
+        files=left.files,
+        metrics={**left.metrics, **logged.last},
+        series={**left.series, **logged.series},
         seconds={step: round(value, 3) for step, value in seconds.items()},
     )
 

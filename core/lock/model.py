@@ -20,6 +20,11 @@ class LockedBase:
     name: str
     digest: str
 
+    @property
+    def of_dockerfile(self) -> bool:
+        """Whether it was built from a Dockerfile: its name is then `dockerfile:` and the hash of what went into it."""
+        return self.name.startswith("dockerfile:")
+
 
 @dataclass(frozen=True, slots=True)
 class LockedPackage:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from prefect_environments.core.jobs.config import ScriptRunConfig as ScriptRunConfig
     from prefect_environments.core.jobs.distribution import MpiConfiguration as MpiConfiguration
     from prefect_environments.core.jobs.distribution import PyTorchConfiguration as PyTorchConfiguration
+    from prefect_environments.core.jobs.inside.run import Run as Run
     from prefect_environments.core.jobs.launcher import JobResult as JobResult
     from prefect_environments.core.ready import ReadyImage as ReadyImage
     from prefect_environments.core.sections import DockerBuildContext as DockerBuildContext
@@ -31,6 +32,7 @@ _WHERE = {
     "MpiConfiguration": "prefect_environments.core.jobs.distribution",
     "PyTorchConfiguration": "prefect_environments.core.jobs.distribution",
     "ReadyImage": "prefect_environments.core.ready",
+    "Run": "prefect_environments.core.jobs.inside.run",
     "ScriptRunConfig": "prefect_environments.core.jobs.config",
     "Workspace": "prefect_environments.blocks",
 }
@@ -46,6 +48,7 @@ __all__ = [
     "MpiConfiguration",
     "PyTorchConfiguration",
     "ReadyImage",
+    "Run",
     "ScriptRunConfig",
     "Workspace",
 ]

@@ -18,6 +18,7 @@ from prefect_environments.core.errors import (
     RequirementsError,
     SecretError,
 )
+from prefect_environments.core.secrets import SecretReference, SecretValue
 
 PLANTED = "hunter2-planted"
 VALIDATORS: list[Callable[[dict[str, Any]], EnvironmentDefinition]] = [
@@ -52,7 +53,7 @@ def everything(error: BaseException | None) -> str:
         ({"requirements": ["pandas"], "pre": "perhaps"}, "pre: Input should be a valid boolean"),
         ({"base_image": ["python:3.12"]}, "base_image: Input should be a valid string"),
         ({"environment_variables": {"THREADS": 4}}, "environment_variables.THREADS: Input should be a valid string"),
-        ({"tags": None}, "tags: Input should be a valid dictionary"),
+        ({"tags": ["a"]}, "tags: Input should be a valid dictionary"),
         ({"base_imgae": "python:3.12"}, "base_imgae: Extra inputs are not permitted"),
     ],
 )
@@ -241,6 +242,16 @@ def test_an_environment_is_taken_where_a_definition_is_wanted(tmp_path: Path) ->
             {"dockerfile": "FROM a", "base_image_username": "ann", "base_image_password": "secret:a"},
             "base_image_registry",
         ),
+        (
+            {"extends": "a:1", "base_image_username": "ann", "base_image_password": "secret:a"},
+            "the base image is that of the environment that is extended",
+        ),
+        ({"conda_channels": ["https://ann:hunter2@conda.example.com/team"]}, "password, token or parameter"),
+        ({"conda_channels": ["https://conda.example.com/t/hunter2/team"]}, "password, token or parameter"),
+        ({"conda_channels": ["https://conda.example.com/team?key=hunter2"]}, "password, token or parameter"),
+        ({"conda_dependencies": ["https://ann:hunter2@conda.example.com/team::a"]}, "password, token or parameter"),
+        ({"build_context": f"https://ann:hunter2@git.example.com/a.git#{'0' * 40}"}, "holds credentials"),
+        ({"build_context": "https://git.example.com/a.git#main"}, "no full commit id"),
     ],
 )
 def test_what_would_be_left_out_silently_or_stored_in_clear_is_refused(fields: dict[str, Any], why: str) -> None:
@@ -277,3 +288,45 @@ def test_hash_checking_mode_follows_from_one_hash() -> None:
     assert EnvironmentDefinition(name="a", requirements=[line, "idna"]).require_hashes
     assert EnvironmentDefinition(name="a", requirements=["--require-hashes", "idna"]).require_hashes
     assert not EnvironmentDefinition(name="a", requirements=["idna"]).require_hashes
+
+
+@pytest.mark.parametrize("name", [name for name in EnvironmentDefinition.model_fields if name != "name"])
+def test_null_and_blanks_of_a_form_count_as_not_given(name: str) -> None:
+    """The UI sends null for a field that was cleared, and a blank row for one that was added and left empty."""
+    plain = define(base_image="python:3.12-slim")
+    default = EnvironmentDefinition.model_fields[name].get_default(call_default_factory=True)
+    blanks: list[Any] = [None]
+    blanks += [["", " "]] if default == () else []
+    blanks += ["", " "] if isinstance(default, str) and name not in ("base_image", "dockerfile", "pylock") else []
+    for blank in blanks:
+        if name == "base_image":
+            assert define(base_image=blank) == define()
+        elif name not in ("build_context", "dockerfile_path", "description") or blank != " ":
+            assert define(**{"base_image": "python:3.12-slim", name: blank}) == plain, blank
+
+
+def test_blanks_around_a_pasted_value_do_not_count() -> None:
+    given = define(base_image=" python:3.12-slim\n", index_url=" https://packages.example.com/simple ")
+    assert (given.base_image, given.index_url) == ("python:3.12-slim", "https://packages.example.com/simple")
+
+
+def test_a_row_that_is_null_is_our_error() -> None:
+    for name in ("requirements", "conda_dependencies", "constraints"):
+        with pytest.raises(DefinitionError):
+            define(**{name: [None]})
+
+
+@pytest.mark.parametrize("field", ["environment_variables", "build_secrets", "build_arguments", "tags"])
+@pytest.mark.parametrize("make", VALIDATORS)
+def test_a_value_from_a_store_never_stands_in_a_definition(
+    field: str, make: Callable[[dict[str, Any]], EnvironmentDefinition]
+) -> None:
+    """Its reference does, or it is refused: build arguments stay in the image's history."""
+    secret = SecretValue(PLANTED, SecretReference.parse("secret:registry"))
+    given = {"name": "train", "dockerfile": "FROM a\nRUN b\n", field: {"A": secret}}
+    if field == "build_arguments":
+        with pytest.raises(DefinitionError, match="Use build_secrets") as caught:
+            make(given)
+        assert PLANTED not in everything(caught.value)
+    else:
+        assert make(given).model_dump()[field] == {"A": "secret:registry"}

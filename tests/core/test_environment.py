@@ -475,3 +475,34 @@ def test_a_lock_and_a_project_are_read_from_their_files(tmp_path: Path) -> None:
     )
     definition = Environment.from_pyproject("project", tmp_path, groups=["x"]).definition()
     assert (definition.requirements, definition.requires_python) == (("pandas", "six"), ">=3.11")
+
+
+def test_none_counts_as_nothing_and_other_types_are_our_error() -> None:
+    """Scripts reset by `None`; a number says which value to quote."""
+    environment = Environment("train")
+    environment.environment_variables = None  # type: ignore[assignment]
+    environment.tags = environment.description = None  # type: ignore[assignment]
+    environment.docker.build_arguments = environment.docker.build_secrets = None  # type: ignore[assignment]
+    assert environment.definition() == EnvironmentDefinition(name="train")
+    environment.environment_variables = ["A=1"]  # type: ignore[assignment]
+    with pytest.raises(DefinitionError, match="environment_variables is a dictionary of text by name, got list"):
+        environment.definition()
+
+
+def test_a_build_argument_from_a_store_is_refused_and_never_shown() -> None:
+    environment = Environment.from_dockerfile("train", "FROM a\nRUN b\n")
+    environment.docker.build_arguments["VALUE"] = SECRET
+    with pytest.raises(DefinitionError, match="build_secrets") as caught:
+        environment.definition()
+    assert PLANTED not in str(caught.value)
+
+
+def test_credentials_in_an_address_are_not_in_what_is_printed() -> None:
+    """They are refused when it is defined; a notebook prints it before."""
+    environment = Environment("train")
+    environment.docker.base_image = f"ann:{PLANTED}@registry.example.com/base:1"
+    assert "registry.example.com/base:1" in repr(environment)
+    assert PLANTED not in repr(environment) + repr(environment.docker)
+    environment.docker.base_image = None
+    environment.docker.build_context = f"https://ann:{PLANTED}@git.example.com/a.git#{'a' * 40}"
+    assert "git.example.com" in repr(environment.docker) and PLANTED not in repr(environment.docker)

@@ -177,6 +177,26 @@ def test_the_workspaces_base_image_and_index_count_where_the_definition_names_no
     assert hashes.definition_hash(bare) != hashes.definition_hash(bare, **defaults)
 
 
+@pytest.mark.parametrize("base", [{"dockerfile": "FROM python:3.12"}, {"extends": "iris:7"}])
+def test_the_workspaces_base_image_does_not_count_where_the_base_is_another(base: dict[str, str]) -> None:
+    wanted = EnvironmentDefinition(name="a", **base)
+    assert hashes.definition_hash(wanted, default_base_image="python:3.12") == hashes.definition_hash(wanted)
+
+
+def test_a_folder_in_a_given_lock_counts_by_its_content(tmp_path: Path) -> None:
+    (tmp_path / "code.py").write_text("x = 1\n")
+    lock = f'lock-version = "1.0"\n[[packages]]\nname = "own"\ndirectory = {{path = "{tmp_path}"}}\n'
+    wanted = EnvironmentDefinition(name="a", pylock=lock)
+    before = hashes.definition_hash(wanted)
+    assert hashes.definition_hash(wanted) == before
+    (tmp_path / "code.py").write_text("x = 2\n")
+    assert hashes.definition_hash(wanted) != before
+    (tmp_path / "code.py").unlink()
+    tmp_path.rmdir()
+    with pytest.raises(DefinitionError, match="the lock's folder .* cannot be read"):
+        hashes.definition_hash(wanted)
+
+
 def test_a_workspace_counts_by_its_defaults_and_not_by_its_name(tmp_path: Path) -> None:
     from prefect_environments.blocks import PackageIndexCredentials, Workspace
 

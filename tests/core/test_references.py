@@ -11,6 +11,7 @@ import pytest
 from prefect_environments.core import hashes, references
 from prefect_environments.core.azure.store import KeyVaultSecretStore
 from prefect_environments.core.definition import EnvironmentDefinition
+from prefect_environments.core.dockerfiles import built_base
 from prefect_environments.core.errors import SecretError
 from prefect_environments.core.redact import MASK, redact
 from prefect_environments.core.registry_settings import RegistrySettings
@@ -73,6 +74,22 @@ async def test_a_definition_names_its_base_images_password_also_on_the_workspace
         async with open_site(team(tmp_path, registry_settings=RegistrySettings(own)), cache=tmp_path / "cache") as site:
             said = await failing(open_repository(site, definition, location).__aenter__())
         assert said.startswith("base_image_password: secret:gone: ")
+
+
+async def test_a_build_secret_is_named_before_anything_is_built(tmp_path: Path) -> None:
+    """No engine is asked: this machine needs none."""
+    wanted = EnvironmentDefinition(name="demo", dockerfile="FROM scratch\n", build_secrets={"token": "secret:gone"})
+    async with open_site(team(tmp_path), cache=tmp_path / "cache") as site:
+        assert (await failing(built_base(site, wanted))).startswith("build_secrets.token: secret:gone: ")
+        private = wanted.model_copy(
+            update={
+                "build_secrets": {},
+                "base_image_registry": "registry.example.com",
+                "base_image_username": "ann",
+                "base_image_password": "secret:gone",
+            }
+        )
+        assert (await failing(built_base(site, private))).startswith("base_image_password: secret:gone: ")
 
 
 async def test_an_index_names_its_address_and_no_network_is_used(tmp_path: Path) -> None:

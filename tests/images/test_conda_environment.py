@@ -6,11 +6,14 @@ import pytest
 
 from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.environment import Environment
-from prefect_environments.core.errors import DefinitionError, SpecificationError
+from prefect_environments.core.errors import DefinitionError, ResolveError, SpecificationError
 from tests.images.conftest import Define
 from tests.images.parts import Team, build, conforms
 from tests.support.base import BaseLayout
+from tests.support.channel import Channel, CondaPackage
+from tests.support.conda_python import debian_python
 from tests.support.engine import DockerEngine
+from tests.support.wheels import make_wheel
 
 
 def environment_file(folder: Path, conda_channel: Path, *conda: str, pip: tuple[str, ...] = ()) -> Path:
@@ -102,3 +105,64 @@ async def test_an_extension_of_a_conda_environment_adds_one_layer_and_moves_noth
     assert set(first.lock.conda) < set(second.lock.conda)
     assert {p.name for p in set(second.lock.conda) - set(first.lock.conda)} == {"prefixed"}
     assert second.sent_layers[-1] == "prefixed=2.0=h1_0" and len(second.sent_layers) == 2  # and the empty environment
+
+
+async def test_an_extension_pins_what_conda_brought_also_on_upgrade(
+    team: Team, bare: BaseLayout, tmp_path: Path
+) -> None:
+    """A newer release and a build with a higher number appear; what needs the newer one is an error that says so."""
+    python = debian_python()
+    channel = Channel(tmp_path / "channel")
+    channel.add_archive(python.package, python.archive.read_bytes())
+    channel.add(CondaPackage("leaf", files={"share/leaf.txt": b"1"}), CondaPackage("twig", files={"share/twig": b"1"}))
+    base = EnvironmentDefinition(
+        name="base",
+        base_image=bare.reference,
+        conda_channels=(str(channel.folder),),
+        conda_dependencies=("python", "leaf"),
+    )
+    first = await build(team, base, tmp_path / "cache")
+    channel.add(
+        CondaPackage("leaf", "1.0", "new_1", build_number=1, files={"share/leaf.txt": b"1.0 again"}),
+        CondaPackage("leaf", "2.0", files={"share/leaf.txt": b"2"}),
+        CondaPackage("greedy", depends=("leaf >=2",), files={"share/greedy": b"1"}),
+    )
+    more = EnvironmentDefinition(name="more", extends="base:1", conda_dependencies=("twig",))
+    found = await build(team, more, tmp_path / "fresh", upgrade=True)
+    assert first.lock is not None and found.lock is not None
+    assert {p.name for p in set(found.lock.conda) - set(first.lock.conda)} == {"twig"}
+    assert set(first.lock.conda) < set(found.lock.conda)
+    greedy = EnvironmentDefinition(name="more", extends="base:1", conda_dependencies=("greedy",))
+    with pytest.raises(ResolveError, match="leaf"):
+        await build(team, greedy, tmp_path / "fresh")
+
+
+async def test_condas_python_is_checked_against_requires_python_also_without_pips_part(
+    team: Team, bare: BaseLayout, conda_channel: Path, tmp_path: Path
+) -> None:
+    wanted = EnvironmentDefinition(
+        name="demo",
+        base_image=bare.reference,
+        conda_channels=(str(conda_channel),),
+        conda_dependencies=("python",),
+        requires_python="<3",
+    )
+    with pytest.raises(SpecificationError, match="requires Python <3, and the image has Python 3"):
+        await build(team, wanted, tmp_path / "cache")
+
+
+async def test_a_wheel_that_is_named_by_its_address_replaces_condas_package_of_the_same_version(
+    team: Team, bare: BaseLayout, conda_channel: Path, tmp_path: Path
+) -> None:
+    wheel = make_wheel(tmp_path, "greeter", "1.2", {"greeter/__init__.py": b"def main():\n    print('own')\n"})
+    wanted = EnvironmentDefinition(
+        name="demo",
+        base_image=bare.reference,
+        conda_channels=(str(conda_channel),),
+        conda_dependencies=("python", "greeter", "pip"),
+        requirements=(f"greeter @ {wheel.as_uri()}",),
+        no_index=True,
+    )
+    found = await build(team, wanted, tmp_path / "cache")
+    assert found.lock is not None
+    assert [p.filename for p in found.lock.packages] == [wheel.name]

@@ -94,6 +94,7 @@ async def test_a_user_managed_context_is_the_image_itself_in_the_environments_re
     )
     found = await build(team, wanted, tmp_path / "cache")
     assert found.ready.reference.startswith(f"{team.registry_settings.address}/{team.repository_prefix}/demo@")
+    assert not found.ready.reused  # it was built just now, though its layers were in the registry when it was copied
     docker_engine.pull(found.ready.reference)
     told = docker_engine.run(found.ready.reference, "cat", "/srv/data.txt", "/greeting")
     assert told == "datahello\n"

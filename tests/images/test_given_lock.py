@@ -1,9 +1,11 @@
 """A lock that the user brings: used as it is, hashes checked, and nothing resolved."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
+from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.errors import NoFittingWheel, PackageError
 from prefect_environments.core.formats import pylock
 from prefect_environments.core.oci import digest as digests
@@ -57,3 +59,33 @@ async def test_a_lock_of_sources_needs_their_builds_allowed(
     wanted = define(pylock=pylock.read(tmp_path / "pylock.toml"), base_image=open_base)
     with pytest.raises(NoFittingWheel, match="sourced"):
         await build(team, wanted, tmp_path / "cache")
+
+
+async def test_an_empty_lock_is_an_environment_with_nothing_in_it(
+    team: Team, define: Define, open_base: str, tmp_path: Path
+) -> None:
+    """There is no package layer to wait for; a lock adds nothing, pip neither."""
+    wanted = define(pylock='lock-version = "1.0"\npackages = []\n', base_image=open_base)
+    async with asyncio.timeout(120):
+        found = await build(team, wanted, tmp_path / "cache")
+    assert found.lock is not None and found.lock.packages == ()
+    assert [title for title, _ in found.layers] == [f"empty environment for Python {found.lock.target.python}"]
+    await conforms(found.ready.reference, tmp_path / "conforms")
+
+
+async def test_an_extension_of_a_lock_takes_its_very_files_which_no_index_needs_to_have(
+    team: Team, define: Define, open_base: str, tmp_path: Path
+) -> None:
+    """A wheel and what was built from source here; the index of the definition has neither."""
+    sdist, wheel = make_sdist(tmp_path, "sourced", "1.0"), make_wheel(tmp_path, "epsilon", "1.0")
+    text = lock(tmp_path, wheel) + (
+        f'[[packages]]\nname = "sourced"\nversion = "1.0"\n'
+        f'sdist = {{path = "{sdist}", hashes = {{sha256 = "{digests.of_file(sdist)[7:]}"}}}}\n'
+    )
+    wanted = define(name="base", pylock=text, base_image=open_base, allow_source_builds=True)
+    base = await build(team, wanted, tmp_path / "cache")
+    more = EnvironmentDefinition(name="more", extends="base:1", requirements=("gamma",))
+    found = await build(team, more, tmp_path / "empty-cache")
+    assert base.lock is not None and found.lock is not None
+    assert {p.name for p in base.lock.packages} == {"epsilon", "sourced"}
+    assert set(base.lock.packages) < set(found.lock.packages)

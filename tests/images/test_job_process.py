@@ -53,7 +53,8 @@ async def lock_of(bench: JobBench) -> Lock:
 async def test_a_script_runs_with_the_locks_versions_and_is_told_what_that_is_not(
     bench: JobBench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing of this process's own Python or of its keys reaches it; the second run finds the environment."""
+    """Nothing of this process's own Python or of its keys reaches it, only the way to `Run`; the second run finds the
+    environment."""
     monkeypatch.setenv("PYTHONPATH", "/somewhere")
     monkeypatch.setenv("PREFECT_API_KEY", "planted-key-7d01")
     monkeypatch.setenv("PYTHONSTARTUP", "/somewhere/start.py")
@@ -71,7 +72,7 @@ async def test_a_script_runs_with_the_locks_versions_and_is_told_what_that_is_no
     result = await bench.run(script, cpus=2)
     assert set(bench.lines) == {
         "packages alpha==1.0 beta==1.0",
-        "variables PYTHONNOUSERSITE PYTHONUNBUFFERED",
+        "variables PYTHONNOUSERSITE PYTHONUNBUFFERED PREFECT_ENVIRONMENTS_JOB PYTHONPATH",
         "prefix True True",
         "own True True",
         "alpha says 1.0",

@@ -1,14 +1,30 @@
 """User-managed images: pinned, checked, registered, and copied where that is asked for; nothing is built."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from prefect_environments.core import steps
+from prefect_environments.core.build.catalog import DIFF_ID
 from prefect_environments.core.errors import BaseImageError, NotFound
+from prefect_environments.core.oci.artifact import TITLE
+from prefect_environments.core.oci.descriptor import IMAGE_MANIFEST
+from prefect_environments.core.oci.layout import Layout
 from prefect_environments.core.site import open_site
 from tests.images.conftest import Define
-from tests.images.parts import Team, build, downloads, push_with_skopeo, repository_of, requests_of, tool, uploads
+from tests.images.parts import (
+    Team,
+    build,
+    derive,
+    downloads,
+    push_with_skopeo,
+    read_image,
+    repository_of,
+    requests_of,
+    tool,
+    uploads,
+)
 from tests.support.base import BaseLayout
 from tests.support.engine import DockerEngine
 from tests.support.registry import Registry
@@ -94,6 +110,49 @@ async def test_an_image_that_went_away_is_not_reported_as_there(
     tool("skopeo", "delete", "--tls-verify=false", f"docker://{reference}")
     async with open_site(team, cache=tmp_path / "cache") as site:
         assert await steps.find_registered(site, wanted) is None
+
+
+async def test_another_interpreter_is_another_version_of_the_same_image(
+    team: Team, define: Define, open_base: str, tmp_path: Path
+) -> None:
+    """It is what a job starts, and no part of the image: hash and lock are the same, found or resolved."""
+    image = {"base_image": open_base, "user_managed": True, "find_links": ()}
+    one = await build(team, define(interpreter_path="/usr/bin/python3", **image), tmp_path / "cache")
+    two = await build(team, define(interpreter_path="/usr/bin/python3.11", **image), tmp_path / "cache")
+    assert (two.ready.version, two.ready.python_path) == (2, "/usr/bin/python3.11")
+    three = await build(team, define(interpreter_path="/opt/python", **image), tmp_path / "cache", upgrade=True)
+    assert (three.ready.version, three.ready.python_path) == (3, "/opt/python")
+    assert one.ready.image_hash == two.ready.image_hash == three.ready.image_hash
+
+
+async def test_a_copy_is_not_taken_for_an_image_that_stays_where_it_is(
+    team: Team, define: Define, open_base: str, tmp_path: Path
+) -> None:
+    image = {"base_image": open_base, "user_managed": True, "find_links": ()}
+    copied = await build(team, define(mirror=True, **image), tmp_path / "cache")
+    there = await build(team, define(**image), tmp_path / "cache")
+    assert there.ready.digest == copied.ready.digest and there.ready.version == 2
+    assert there.ready.reference == f"{open_base.rpartition(':')[0]}@{there.ready.digest}"
+
+
+async def test_annotations_of_somebody_elses_image_are_no_layers_of_ours(
+    team: Team, define: Define, open_base: str, base_layout: BaseLayout, tmp_path: Path
+) -> None:
+    """An image says that its layer is our layer of `beta`; once it is mirrored, a managed version does not use it."""
+    honest = await build(team, define("beta", name="honest", base_image=open_base), tmp_path / "cache")
+    async with repository_of(honest.ready.reference) as (repository, digest):
+        manifest, _ = await read_image(repository, digest)
+    (beta,) = [layer for layer in manifest.layers if layer.annotations.get(TITLE) == "beta 1.0"]
+    await derive(base_layout, tmp_path / "forged", {"opt/env/evil": b""})
+    layout = Layout(tmp_path / "forged").repository("")
+    derived, config = await read_image(layout, "derived")
+    notes = {**beta.annotations, DIFF_ID: config.diff_ids[-1]}
+    forged = replace(derived, layers=(*derived.layers[:-1], replace(derived.layers[-1], annotations=notes)))
+    await layout.put_manifest(forged.to_bytes(), IMAGE_MANIFEST, tag="derived")
+    theirs = define(base_image=f"oci:{tmp_path / 'forged'}:derived", user_managed=True, mirror=True, find_links=())
+    await build(team, theirs, tmp_path / "cache")
+    found = await build(team, define("beta", base_image=open_base), tmp_path / "cache")
+    assert found.ready.digest == honest.ready.digest
 
 
 def tool_digest(reference: str) -> str:

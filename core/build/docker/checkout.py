@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from prefect_environments.core.errors import BuildError, ResolveError, SpecificationError
 from prefect_environments.core.lock import process, urls
@@ -75,24 +75,38 @@ class GitContext:
         return cls(url, commit.lower(), folder.strip("/"))
 
 
-def _check_url(url: str, shown: str) -> None:
+def check_no_credentials(url: str) -> None:
+    """Raise `SpecificationError` for the URL of a build context that holds a password, a token or a signature, and
+    for a malformed one."""
+    parts = _parts(url)
+    user, at, _ = parts.netloc.rpartition("@")
+    secret = any(looks_secret(name, value) or name == "sig" for name, value in parse_qsl(parts.query))
+    if secret or (at and not (parts.scheme == "ssh" and ":" not in user)):
+        shown = repr(urls.without_user_info(url)).partition("?")[0]
+        raise SpecificationError(
+            f"the URL of the git build context {shown:.300} holds credentials, and a definition is stored in plain "
+            "text; give them to git on the worker: a credential helper, netrc or an SSH key"
+        )
+
+
+def _parts(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
-        user, at, host = parts.netloc.rpartition("@")
         _ = parts.port
     except ValueError:
         raise SpecificationError("the URL of the git build context is malformed; write https://HOST/PATH") from None
+    return parts
+
+
+def _check_url(url: str, shown: str) -> None:
+    parts = _parts(url)
+    user, _, host = parts.netloc.rpartition("@")
     if parts.scheme not in _SCHEMES or "://" not in url:
         raise SpecificationError(
             f"the git build context {shown:.300} is not fetched: its URL starts with {', '.join(_SCHEMES)}, or is "
             "user@host:path"
         )
-    secret = any(looks_secret(name, value) or name == "sig" for name, value in parse_qsl(parts.query))
-    if secret or (at and not (parts.scheme == "ssh" and ":" not in user)):
-        raise SpecificationError(
-            f"the URL of the git build context {shown.partition('?')[0]:.300} holds credentials, and a definition is "
-            "stored in plain text; give them to git on the worker: a credential helper, netrc or an SSH key"
-        )
+    check_no_credentials(url)
     if not host and parts.scheme != "file":
         raise SpecificationError(f"the git build context {shown:.300} names no host")
     if host.startswith("-") or user.startswith("-"):

@@ -36,9 +36,9 @@ def parse(lines: Iterable[str], *, origin: str = "requirements", folder: Path | 
     Nested files and relative paths count from `folder`, and are refused without one. Messages name `origin:line`.
     """
     items = [lines] if isinstance(lines, str) else list(lines)
-    wrong = next((item for item in items if not isinstance(item, str)), None)
-    if wrong is not None:
-        raise RequirementsError(f"{origin}: requirements must be text, got an item of type {type(wrong).__name__}")
+    wrong = [item for item in items if not isinstance(item, str)]
+    if wrong:
+        raise RequirementsError(f"{origin}: requirements must be text, got an item of type {type(wrong[0]).__name__}")
     if sum(map(len, items)) > FILE_LIMIT:
         raise RequirementsError(f"{origin}: more than {FILE_LIMIT:,} characters of requirements; split them")
     reader = _Reader()

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .wire import LONGEST_REQUEST, VARIABLE, ChannelError, ask, description
+from .wire import LONGEST_REQUEST, VARIABLE, ChannelError, ask, description  # noqa: TID251 - the copy in a job is no part of core
 
 _PIECE = LONGEST_REQUEST // 16  # characters of a request; one takes 12 bytes of JSON at most
 

@@ -21,9 +21,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .ranks import Rank, local_rank, threads_of, variables_of
-from .relay import Relay, say
-from .wire import ChannelError, ask
+from .ranks import Rank, local_rank, threads_of, variables_of  # noqa: TID251 - the copy in a job is no part of core
+from .relay import Relay, say  # noqa: TID251 - the copy in a job is no part of core
+from .wire import ChannelError, ask  # noqa: TID251 - the copy in a job is no part of core
 
 PLAN = "plan.json"
 TIMED_OUT = 124
@@ -122,7 +122,7 @@ class Node:
             say(f"[{self._number}]", "mpirun is for one node: a program that uses MPI itself finds each process alone")
             return None
         try:
-            told = subprocess.run([found, "--version"], capture_output=True, check=False).stdout if found else b""  # noqa: S603
+            told = subprocess.run([found, "--version"], capture_output=True, check=False).stdout if found else b""
         except OSError:
             return None
         return found if b"Open MPI" in told else None
@@ -159,7 +159,7 @@ class Node:
         else:  # what mpirun itself finds on a machine without a network or a list of users
             environment.setdefault("OMPI_MCA_btl_vader_single_copy_mechanism", "none")
         try:
-            process = subprocess.Popen(  # noqa: S603
+            process = subprocess.Popen(
                 words, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
             )
         except OSError as error:
@@ -208,9 +208,7 @@ def process(node: int, plan: Mapping[str, Any]) -> int:
     environment = {**threads_of(rank, os.environ), **os.environ, **ours}
     parent = os.getppid()
     try:
-        child = subprocess.Popen(  # noqa: S603
-            plan["command"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+        child = subprocess.Popen(plan["command"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     except OSError as error:
         say(str(rank), f"{plan['command'][0]} cannot be started: {error.strerror}")
         return 127 if isinstance(error, FileNotFoundError) else 126

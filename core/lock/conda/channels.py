@@ -17,6 +17,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*"
 _SUBDIR = re.compile(r"noarch|(linux|osx|win|emscripten|wasi|freebsd|zos)-[a-z0-9]+")
 _TOKEN = re.compile(r"(?i)/t/[^/\s]+")
 _USER_INFO = re.compile(r"://[^/\s]*@")
+_PARAMETER = re.compile(r"://[^\s\[]*[?&#][^\s=&]*=(?!=)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +29,11 @@ class Tier:
 
 def check_secrets(text: str, what: str) -> None:
     """Raise `SpecificationError` if an address in `text` holds a password or token; the message does not."""
-    if _USER_INFO.search(text) or ("://" in text and _TOKEN.search(text)):
+    secret = _USER_INFO.search(text) or _PARAMETER.search(text)
+    if secret or ("://" in text and _TOKEN.search(text)):
         raise SpecificationError(
-            f"{what} has an address with a password or token in it, which is not shown here: it would be stored in "
-            "plain text. Give the address without it, and the user and password as credentials of its host"
+            f"{what} has an address with a password, token or parameter in it, which is not shown here: it would be "
+            "stored in plain text. Give the address without it, and the user and password as credentials of its host"
         )
 
 

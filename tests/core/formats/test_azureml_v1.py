@@ -360,6 +360,48 @@ def test_a_variable_that_looks_like_a_secret_needs_a_switch(tmp_path: Path) -> N
     assert Environment.load_from_directory(tmp_path / "saved").definition() == environment.definition()
 
 
+FROM_STORE = SecretValue(PLANTED, SecretReference.parse("secret:registry"))
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ("docker.build_secrets", {"token": PLANTED}),
+        ("docker.build_arguments", {"DB_PASSWORD": PLANTED}),
+        ("docker.build_arguments", {"VALUE": FROM_STORE}),
+        ("docker.base_image", f"ann:{PLANTED}@registry.example.com/base:1"),
+        ("docker.base_image_registry.address", f"https://ann:{PLANTED}@registry.example.com"),
+        ("docker.build_context", f"https://ann:{PLANTED}@git.example.com/a.git#{'a' * 40}"),
+        ("docker.build_context", f"https://storage.example.com/a.zip?sig={PLANTED}"),
+        ("python.conda_dependencies.variables", {"VALUE": FROM_STORE}),
+    ],
+)
+def test_nothing_secret_is_saved_wherever_it_was_put(change: str, value: Any, tmp_path: Path) -> None:
+    """What a definition refuses is refused before a file is written; the message does not repeat it."""
+    environment = Environment("ours")
+    *sections, name = change.split(".")
+    target: Any = environment
+    for section in sections:
+        target = getattr(target, section)
+    if name == "variables":
+        target.variables.update(value)
+    else:
+        setattr(target, name, value)
+    with pytest.raises(DefinitionError) as caught:
+        environment.save_to_directory(tmp_path / "saved")
+    assert PLANTED not in str(caught.value)
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_value_from_a_store_is_saved_as_its_reference(tmp_path: Path) -> None:
+    environment = Environment.from_dockerfile("ours", "FROM a\nRUN b\n")
+    environment.docker.build_secrets["token"] = environment.tags["note"] = environment.description = FROM_STORE
+    environment.save_to_directory(tmp_path / "saved")
+    assert PLANTED not in "".join(path.read_text() for path in (tmp_path / "saved").iterdir())
+    loaded = Environment.load_from_directory(tmp_path / "saved")
+    assert loaded.docker.build_secrets == {"token": "secret:registry"}
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=3),
     lambda values: (

@@ -56,6 +56,9 @@ def test_what_does_not_count_does_not_stay(tmp_path: Path) -> None:
         (lock(wheel("a"), head='lock-version = "1.0"\nenvironments = ["what"]\n'), "no markers"),
         (lock(wheel("a"), head='lock-version = "1.0"\ndefault-groups = [1]\n'), "no list of names"),
         (lock('name = "a"\nwheels = [{path = "a-1-py3-none-any.whl", hashes = {sha256 = "b"}}]'), "relative"),
+        (lock('name = "a"\nwheels = [{path = "/a\\u0000", hashes = {sha256 = "b"}}]'), "not a lock that can be used"),
+        (lock(wheel("a", hashes=f'{{sha256 = "{SHA.upper()}"}}')), "a-1.0-py3-none-any.whl: sha256 'AAAA"),
+        ("a = " + "[" * 20_000, "not TOML"),
     ],
 )
 def test_what_is_no_lock_is_refused_with_the_reason(text: str, why: str) -> None:
@@ -65,11 +68,22 @@ def test_what_is_no_lock_is_refused_with_the_reason(text: str, why: str) -> None
         EnvironmentDefinition(name="a", pylock=text)
 
 
-def test_an_address_with_a_password_is_refused_and_not_shown() -> None:
-    text = lock(wheel("a")).replace("https://", "https://ann:hunter2@")
-    with pytest.raises(SpecificationError, match="PackageIndexCredentials") as caught:
+@pytest.mark.parametrize(
+    ("plain", "secret"), [("https://", "https://ann:hunter2@"), ('any.whl"', 'any.whl?sig=hunter2"')]
+)
+def test_an_address_with_a_password_or_signature_is_refused_and_not_shown(plain: str, secret: str) -> None:
+    text = lock(wheel("a")).replace(plain, secret)
+    assert "hunter2" in text
+    with pytest.raises(SpecificationError, match="credentials block") as caught:
         pylock.normalise(text)
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("marker", ["extra == 'x'", "extras == 'x'"])
+def test_a_marker_that_no_lock_can_have_is_told(marker: str) -> None:
+    text = pylock.normalise(lock(wheel("a", more=f'marker = "{marker}"\n')))
+    with pytest.raises(SpecificationError, match="a has the marker"):
+        pylock.packages_for(text, TARGET)
 
 
 def test_relative_paths_are_those_of_the_lock_file(tmp_path: Path) -> None:

@@ -51,6 +51,15 @@ def test_the_dependencies_of_a_project_with_the_extras_and_groups_that_are_asked
         (PROJECT, {"groups": ["none"]}, "no dependency group 'none'; it has log, train"),
         (PROJECT + 'a = [{include-group = "b"}]\nb = [{include-group = "a"}]\n', {"groups": ["a"]}, "circle"),
         ("[project]\nname = 'a'\ndependencies = ['a[gpu]']\n", {}, "extras of itself"),
+        ("project = 5\n", {"extras": ["a"]}, "table"),
+        ("tool = 5\n", {}, "'tool' that is no table"),
+        ("[project]\nname = 'a'\ndynamic = 5\n", {}, "'dynamic' that is no list"),
+        ("dependency-groups = 5\n" + PROJECT.partition("[dep")[0], {"groups": ["a"]}, "that is no table"),
+        ("[project]\nname = 'a'\noptional-dependencies = ['a']\n", {"extras": ["a"]}, "that is no table"),
+        (PROJECT + 'a = [{include-group = "none"}]\n', {"groups": ["a"]}, "includes the dependency group 'none'"),
+        (PROJECT + "a = [{include-group = 5}]\n", {"groups": ["a"]}, "includes the dependency group 5"),
+        (PROJECT + "a = 5\n", {"groups": ["a"]}, "'a' that is no list"),
+        ("a = " + "[" * 20_000, {}, "not TOML"),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_the_reason(

@@ -1,0 +1,284 @@
+"""Jobs in a Prefect work pool: an image that holds the whole job, a flow run that a worker starts, its log and end."""
+
+import asyncio
+import json
+import logging
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import ClassVar
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    LogFilter,
+    LogFilterFlowRunId,
+    LogFilterLevel,
+)
+from prefect.client.schemas.objects import FlowRun, Log
+from prefect.client.schemas.sorting import LogSort
+from prefect.deployments import arun_deployment
+from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.states import Cancelling
+
+from prefect_environments.blocks import Workspace
+from prefect_environments.core import loop
+from prefect_environments.core.errors import DefinitionError, JobError
+from prefect_environments.core.jobs import run
+from prefect_environments.core.jobs.config import ScriptRunConfig
+from prefect_environments.core.jobs.job_image import ensure_job_image
+from prefect_environments.core.jobs.launcher import JobExit, JobRequest, JobResult, Kept, last_lines
+from prefect_environments.core.jobs.log import JobLog
+from prefect_environments.core.jobs.remote import JOB_LEVEL, RemoteJob, RemoteResult
+from prefect_environments.core.jobs.runtime import PYTHON, VAULT_PACKAGES
+from prefect_environments.core.secrets import SecretReference
+from prefect_environments.core.site import Site
+from prefect_environments.core.versions import VersionRecord
+from prefect_environments.tasks.pool_settings import Pool, check_pool, job_variables, storage_packages
+from prefect_environments.tasks.site import at
+
+FLOW = "run-job-here"
+ENTRYPOINT = "prefect_environments.flows.job.run_job_here"
+COMMAND = f"{PYTHON} -I -m prefect.engine"
+"""Isolated: neither the job's files nor PYTHONPATH are where Prefect looks for its modules."""
+
+_GLANCE = 1.0  # seconds between two looks at a run
+_LATE = 20.0  # seconds after which we say what a run waits for
+_PATIENCE = 600.0  # seconds without an answer of the API, after which a job is given up
+_LAST_LINES = 20.0  # seconds for log lines that arrive after a run's end
+_END = 8.0  # seconds for a cancelled run to end
+_PAGE = 200
+
+logger = logging.getLogger("prefect_environments.core.jobs")
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLauncher:
+    """Runs jobs in the work pool of a job's `compute_target`.
+
+    `storage` is a Prefect storage block (TYPE/NAME) that keeps outputs; `workspace` the name of the workspace's block,
+    for references to its Key Vaults.
+    """
+
+    site: Site
+    storage: str = ""
+    workspace: str = ""
+
+    elsewhere: ClassVar[bool] = True
+
+    @property
+    def target(self) -> str:
+        return "work pool"
+
+    async def run(self, request: JobRequest, log: JobLog) -> JobExit:
+        """See `Launcher.run`. Raises `JobError` where a run crashes or somebody cancels it, `DefinitionError` for a
+        pool that cannot run it, and the errors of the registry."""
+        async with get_client() as client:
+            pool = await check_pool(client, request.config, self.site.workspace, self.storage)
+            vaults = _needs_vault(request.config, request.record)
+            variables = {**request.record.environment_variables, **request.config.environment_variables}
+            started = time.monotonic()
+            image = await ensure_job_image(
+                self.site, request.record, request.lock, request.source, await self._packages(vaults)
+            )
+            seconds = {"image": time.monotonic() - started}
+            log.note(
+                "the job's image is %s: %s, source of %d bytes, %d bytes sent",
+                image.reference,
+                "there already" if image.reused else "put together",
+                image.source_size,
+                image.bytes_sent,
+            )
+            job = RemoteJob(
+                id=request.id,
+                config=_travelling(request.config),
+                python=request.record.python_path,
+                variables=variables,
+                storage=self.storage if request.config.outputs else "",
+                workspace=self.workspace if vaults else "",
+            )
+            run = await _start(client, pool, job, image.reference, request.config)
+            return await _Watch(client, run.id, pool, log).to_the_end(seconds)
+
+    async def _packages(self, vaults: bool) -> tuple[str, ...]:
+        """What the job's container needs beside Prefect's client."""
+        return (*(VAULT_PACKAGES if vaults else ()), *(await storage_packages(self.storage) if self.storage else ()))
+
+
+def run_in_pool(config: ScriptRunConfig, record: VersionRecord, workspace: Workspace, storage: str) -> JobResult:
+    """Run a job in the work pool that it names. `storage` is a block (TYPE/NAME) for its outputs."""
+    name = _block_name(config, record, workspace)
+    return at(workspace, lambda site: run.run_job(site, config, record, launcher=PoolLauncher(site, storage, name)))
+
+
+def check_target(config: ScriptRunConfig, workspace: Workspace, storage: str) -> None:
+    """Raise `DefinitionError` where the work pool cannot run the job, before anything is built."""
+
+    async def check() -> None:
+        async with get_client() as client:
+            await check_pool(client, config, workspace, storage)
+
+    loop.run(check())
+
+
+def _block_name(config: ScriptRunConfig, record: VersionRecord, workspace: Workspace) -> str:
+    """The workspace's block, out of which a container reads its Key Vaults."""
+    name = workspace._block_document_name or ""
+    if not name and _needs_vault(config, record):
+        raise DefinitionError(
+            f"the job has references to a Key Vault, which its container resolves through the workspace "
+            f"{workspace.name!r}: save it as a block first (workspace.save)"
+        )
+    return name
+
+
+def _needs_vault(config: ScriptRunConfig, record: VersionRecord) -> bool:
+    """Whether a secret of the job is in a Key Vault."""
+    texts = (*config.secrets, *config.environment_variables.values(), *record.environment_variables.values())
+    return any(SecretReference.is_reference(text) and SecretReference.parse(text).form != "block" for text in texts)
+
+
+def _travelling(config: ScriptRunConfig) -> ScriptRunConfig:
+    """What a container must know: environment and source are its own, and all variables are told beside it."""
+    return config.model_copy(update={"environment": "", "source_directory": ".", "environment_variables": {}})
+
+
+async def _start(client: PrefectClient, pool: Pool, job: RemoteJob, image: str, config: ScriptRunConfig) -> FlowRun:
+    variables, ignored = job_variables(pool, config, image, COMMAND)
+    if ignored:
+        logger.warning("jobs of the work pool %s take no %s; its template decides", pool.name, ", ".join(ignored))
+    return await arun_deployment(
+        await _deployment(client, pool.name),
+        client=client,
+        parameters={"job": job.model_dump(mode="json")},
+        flow_run_name=f"job-{job.id}",
+        timeout=0,
+        tags=["prefect-environments"],
+        idempotency_key=f"prefect-environments-job-{job.id}",  # a reply that is lost makes no second run
+        job_variables=variables,
+    )
+
+
+async def _deployment(client: PrefectClient, pool: str) -> UUID:
+    """The deployment through which jobs get into a pool, made where it is not there."""
+    with suppress(ObjectNotFound):
+        found = await client.read_deployment_by_name(f"{FLOW}/{pool}")
+        if found.entrypoint == ENTRYPOINT and found.work_pool_name == pool:
+            return found.id
+    return await client.create_deployment(
+        await client.create_flow_from_name(FLOW),
+        pool,
+        work_pool_name=pool,
+        entrypoint=ENTRYPOINT,
+        pull_steps=[],
+        enforce_parameter_schema=False,
+        tags=["prefect-environments"],
+        description="Runs jobs in their own images; made and used by run-training-job. Don't start it by hand.",
+    )
+
+
+@dataclass(slots=True)
+class _Watch:
+    """Follows a run: its log lines, its end, and its cancellation."""
+
+    client: PrefectClient
+    id: UUID
+    pool: Pool
+    log: JobLog
+    count: int = 0
+
+    async def to_the_end(self, seconds: dict[str, float]) -> JobExit:
+        started = time.monotonic()
+        try:
+            run = await self._follow()
+        except asyncio.CancelledError:
+            await asyncio.shield(asyncio.ensure_future(self._cancel()))
+            raise
+        seconds["run"] = time.monotonic() - started
+        result = await self._result()
+        if result is None or run.state is None or result.cancelled:
+            raise JobError(self._why(run))
+        await self._rest(result.lines)
+        seconds |= {"wait": max(0.0, seconds["run"] - result.seconds), "run": result.seconds}
+        if result.error:
+            raise JobError(f"the job could not be started in the work pool {self.pool.name}: {result.error}")
+        kept = Kept(result.place, result.files, result.metrics, result.series)
+        return JobExit(result.exit_code, seconds, result.out_of_memory, result.timed_out, kept)
+
+    async def _follow(self) -> FlowRun:
+        """Hand the run's lines on until it ends."""
+        started = answered = time.monotonic()
+        told = False
+        while True:
+            try:
+                run = await self.client.read_flow_run(self.id)
+                await self._lines()
+                answered = time.monotonic()
+            except (httpx.HTTPError, PrefectException) as error:
+                if time.monotonic() - answered > _PATIENCE:
+                    raise JobError(
+                        f"the Prefect API has not answered for {_PATIENCE:g} seconds ({type(error).__name__}); the job "
+                        f"may still run as flow run {self.id}: look there once the API answers"
+                    ) from error
+            else:
+                if run.state is not None and run.state.is_final():
+                    return run
+                if not told and run.start_time is None and time.monotonic() - started > _LATE:
+                    told = True
+                    self.log.note(
+                        "the job waits for a worker of the work pool %s to start its container; is one running? "
+                        "(prefect worker start --pool %s)",
+                        self.pool.name,
+                        self.pool.name,
+                    )
+            await asyncio.sleep(_GLANCE)
+
+    async def _lines(self) -> None:
+        """The job's new lines. One process writes them, so they arrive in the order of their times."""
+        level = LogFilterLevel(ge_=JOB_LEVEL, le_=JOB_LEVEL)
+        wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[self.id]), level=level)
+        page: list[Log] | None = None
+        while page is None or len(page) == _PAGE:
+            page = await self.client.read_logs(wanted, limit=_PAGE, offset=self.count, sort=LogSort.TIMESTAMP_ASC)
+            self.count += len(page)
+            for line in page:
+                self.log.line(line.message)
+
+    async def _rest(self, lines: int) -> None:
+        """Wait for the lines that the run sent at its end."""
+        deadline = time.monotonic() + _LAST_LINES
+        while self.count < lines and time.monotonic() < deadline:
+            await asyncio.sleep(_GLANCE / 4)
+            await self._lines()
+
+    async def _result(self) -> RemoteResult | None:
+        """What the container said of the job's end."""
+        of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[self.id]))
+        found = await self.client.read_artifacts(artifact_filter=of_run, limit=1)
+        rows = json.loads(str(found[0].data)) if found else []
+        return RemoteResult.model_validate(rows[0]) if rows else None
+
+    async def _cancel(self) -> None:
+        """Cancel the run, and wait some seconds for its end."""
+        with suppress(httpx.HTTPError, PrefectException):
+            await self.client.set_flow_run_state(self.id, Cancelling(message="the training job was cancelled"))
+            deadline = time.monotonic() + _END
+            while time.monotonic() < deadline:
+                state = (await self.client.read_flow_run(self.id)).state
+                if state is None or state.is_final():
+                    return
+                await asyncio.sleep(_GLANCE / 4)
+
+    def _why(self, run: FlowRun) -> str:
+        """Why there is no result, and what to do."""
+        state = run.state
+        said = f"{state.name}: {state.message or 'without a message'}" if state else "it has no state"
+        if state is not None and state.is_cancelled():
+            return f"the job was cancelled in the work pool {self.pool.name} (flow run {self.id}); start it again"
+        return (
+            f"the job did not come to its end in the work pool {self.pool.name}; its flow run {self.id} is {said}. "
+            f"The worker's log has more. {self.pool.advice}{last_lines(self.log.last)}"
+        )

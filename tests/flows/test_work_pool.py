@@ -1,0 +1,271 @@
+"""Training jobs in a docker work pool, by a real worker that pulls from a real registry."""
+
+import asyncio
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.blocks.system import Secret
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.objects import FlowRun
+from prefect.filesystems import LocalFileSystem
+from prefect.settings import PREFECT_API_URL
+
+from prefect_environments import ContainerRegistry, JobResult, ScriptRunConfig, Workspace
+from prefect_environments.blocks import EnvironmentVersion
+from prefect_environments.core.errors import DefinitionError, JobError, JobFailed
+from prefect_environments.core.jobs import run
+from prefect_environments.core.redact import redact
+from prefect_environments.core.site import open_site
+from prefect_environments.flows import build_environment, run_training_job
+from prefect_environments.tasks.pool import PoolLauncher
+from tests.flows.parts import Run, define, unique, wheel_folder
+from tests.support.base import BaseLayout
+from tests.support.engine import DockerEngine
+from tests.support.leaks import find_secret
+from tests.support.pool import docker_worker, make_docker_pool, runs_of_jobs
+from tests.support.registry import Registry
+from tests.support.session import Session
+
+pytestmark = [pytest.mark.network, pytest.mark.xdist_group("work-pool")]
+
+LOOK = """
+import importlib.util, json, os, sys, time
+import spam
+from prefect_environments import Run
+run = Run.get_context()
+secret = os.environ["TOKEN"]
+print("spam", spam.__version__, "in", sys.executable, os.getcwd(), "prefect:", importlib.util.find_spec("prefect"))
+print("variables", os.environ["GIVEN"], len(secret), run.get_secret(name=sys.argv[1]) == secret)
+print("of prefect:", [name for name in os.environ if name.startswith("PREFECT_API")])
+print("planted", secret)
+run.log("accuracy", 0.5)
+run.log("accuracy", 0.97)
+os.makedirs("outputs/deep")
+open("outputs/deep/model.bin", "w").write("1234")
+json.dump({"loss": 0.25}, open("outputs/metrics.json", "w"))
+while not os.path.exists("/kept/go"):
+    time.sleep(0.05)
+"""
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the pool's containers have as /kept."""
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture(scope="module")
+def pool(test_session: Session, docker_engine: DockerEngine, kept: Path) -> Iterator[str]:
+    """A docker pool with a worker."""
+    name = unique("docker")
+    make_docker_pool(name, volumes=[f"{kept}:/kept"], env={"OF_THE_POOL": "yes"})
+    with docker_worker(test_session, name, docker_engine):
+        yield name
+
+
+@pytest.fixture(scope="module")
+def team(open_registry: Registry) -> Workspace:
+    """A workspace on the open registry, for all tests here: they share the runtime."""
+    registry = ContainerRegistry(address=open_registry.address, plain_http=True)
+    return Workspace(name=unique("Team"), registry=registry, repository_prefix=unique("pools"))
+
+
+@pytest.fixture(scope="module")
+def version(team: Workspace, base_layout: BaseLayout, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of an environment with spam."""
+    wheels = wheel_folder(tmp_path_factory.mktemp("wheels"))
+    definition = define(base_layout, wheels, "spam", environment_variables={"GIVEN": "environment's"})
+    return build_environment(definition, team).name
+
+
+class Bench:
+    """Runs jobs in `version` on `pool`."""
+
+    def __init__(self, team: Workspace, version: str, pool: str, folder: Path) -> None:
+        self.team, self.version, self.pool, self.folder = team, version, pool, folder
+        self.lines: list[str] = []
+
+    def config(self, script: str, **fields: Any) -> ScriptRunConfig:
+        (self.folder / "train.py").write_text(script)
+        given = {"source_directory": str(self.folder), "script": "train.py", "environment": self.version, "outputs": ""}
+        return ScriptRunConfig(**{**given, "compute_target": self.pool, **fields})
+
+    async def run(self, config: ScriptRunConfig, storage: str = "") -> JobResult:
+        record = await run.find_environment(self.team, self.version)
+        async with open_site(self.team) as site:
+            launcher = PoolLauncher(site, storage)
+            return await run.run_job(site, config, record, launcher=launcher, on_line=self.lines.append)
+
+    async def until_said(self, text: str, work: "asyncio.Task[Any]") -> None:
+        while text not in self.lines:
+            assert not work.done(), work.exception()
+            await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+def bench(team: Workspace, version: str, pool: str, tmp_path: Path) -> Bench:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    return Bench(team, version, pool, folder)
+
+
+def flow_run_of(name: str) -> FlowRun:
+    (found,) = runs_of_jobs(like=name)
+    return found
+
+
+@pytest.mark.usefixtures("run_logs")
+async def test_a_job_sees_its_environment_and_its_secret_which_is_nowhere_else(
+    bench: Bench, kept: Path, docker_engine: DockerEngine, test_session: Session, open_registry: Registry
+) -> None:
+    """Its own packages and no Prefect; metrics, outputs in a storage block, lines as they come."""
+    secret, name = f"planted-{uuid.uuid4().hex}", unique("token")
+    await Secret(value=secret).save(name)
+    await LocalFileSystem(basepath="/kept").save(block := unique("outputs"))
+    config = bench.config(
+        LOOK, arguments=(name,), environment_variables={"TOKEN": f"secret:{name}"}, outputs="outputs", memory="2g"
+    )
+    work = asyncio.ensure_future(bench.run(config, f"local-file-system/{block}"))
+    await bench.until_said("planted ********", work)
+    container = docker_engine.docker("ps", "--filter", "label=io.prefect.flow-run-name", "--format", "{{.ID}}").split()
+    seen = docker_engine.docker("inspect", *container)
+    (described,) = [one for one in json.loads(seen) if one["Config"]["WorkingDir"] == "/job"]
+    image = docker_engine.docker("image", "inspect", described["Image"])
+    history = docker_engine.docker("history", "--no-trunc", described["Image"])
+    assert f"secret:{name}" not in seen  # not even its reference: it is a parameter of the run
+    assert "OF_THE_POOL=yes" in described["Config"]["Env"]
+    (kept / "go").touch()
+    result = await work
+    (kept / "go").unlink()
+    assert "spam 1.0 in /opt/env/bin/python /job prefect: None" in bench.lines
+    assert f"variables environment's {len(secret)} True" in bench.lines
+    assert "of prefect: []" in bench.lines
+    assert (result.exit_code, result.target, result.name) == (0, "work pool", bench.version)
+    assert result.metrics == {"loss": 0.25, "accuracy": 0.97}
+    assert result.series == {"accuracy": (0.5, 0.97)}
+    assert [file.path for file in result.files] == ["metrics.json", "deep/model.bin"]
+    assert result.outputs == f"local-file-system/{block}/{result.id}"
+    assert (kept / result.id / "deep" / "model.bin").read_text() == "1234"
+    child = flow_run_of(result.id)
+    assert child.state and child.state.is_completed()
+    assert child.job_variables and "@sha256:" in child.job_variables["image"]
+    told = Run(child.id).messages("planted")
+    everything = [seen, image, history, told, str(child.model_dump()), *bench.lines]
+    assert not [text for text in everything if secret in text]
+    assert find_secret(secret, open_registry.folder, test_session.folder / "logs") == []
+    assert redact(secret) == secret  # this process never had it
+
+
+async def test_a_failing_script_fails_with_its_last_lines(bench: Bench) -> None:
+    config = bench.config("print('about to fail')\nraise SystemExit(3)\n")
+    with pytest.raises(JobFailed, match=r"failed with exit status 3(?s:.*)about to fail") as caught:
+        await bench.run(config)
+    assert caught.value.exit_code == 3
+
+
+async def test_a_cancelled_job_is_stopped_and_leaves_no_container(bench: Bench, docker_engine: DockerEngine) -> None:
+    """The run of its container ends as cancelled; the script is asked to end first."""
+    script = "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(print('asked to end')))\n"
+    config = bench.config(script + "print('started')\ntime.sleep(600)\n")
+    work = asyncio.ensure_future(bench.run(config))
+    await bench.until_said("started", work)
+    (child,) = [one for one in runs_of_jobs() if one.state and one.state.is_running() and _is_of(one, bench)]
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    assert "asked to end" in Run(child.id).messages("asked to end")
+    state = Run(child.id).run.state
+    assert state is not None and state.is_cancelled()
+    while child.name in docker_engine.docker("ps", "--all", "--format", "{{.Names}}"):
+        await asyncio.sleep(0.1)
+
+
+async def test_a_time_limit_ends_the_job(bench: Bench) -> None:
+    config = bench.config("print('started', flush=True)\nimport time\ntime.sleep(600)\n", time_limit_seconds=1)
+    with pytest.raises(JobFailed, match="stopped after its time limit of 1 seconds"):
+        await bench.run(config)
+
+
+async def test_a_container_that_is_killed_is_told_with_the_run_that_it_was(
+    bench: Bench, docker_engine: DockerEngine
+) -> None:
+    work = asyncio.ensure_future(bench.run(bench.config("print('started', flush=True)\nimport time\ntime.sleep(600)\n")))
+    await bench.until_said("started", work)
+    (child,) = [one for one in runs_of_jobs() if one.state and one.state.is_running() and _is_of(one, bench)]
+    docker_engine.docker("kill", child.name)
+    with pytest.raises(JobError, match=rf"did not come to its end in the work pool {bench.pool}; its flow run {child.id}"):
+        await work
+
+
+async def test_a_job_that_needs_too_much_memory_fails_and_says_so(bench: Bench) -> None:
+    config = bench.config("x = b'x' * 2_000_000_000", memory="700m")
+    with pytest.raises(JobFailed, match=r"ran out of memory \(limit 700m\)"):
+        await bench.run(config)
+
+
+def test_the_flow_runs_a_job_in_the_pool_that_its_config_names(bench: Bench, tmp_path: Path) -> None:
+    """Processes of one node, after a bootstrap script; the run of the container is linked to the flow's."""
+    (bench.folder / "bootstrap.sh").write_text("echo bootstrapped\n")
+    script = "import os\nprint('rank', os.environ['RANK'], 'of', os.environ['WORLD_SIZE'])\n"
+    config = bench.config(
+        script, bootstrap="bootstrap.sh", distribution={"kind": "pytorch", "process_count": 2, "node_count": 1}
+    )
+    state = run_training_job(config, bench.team, return_state=True)
+    result = state.result()
+    assert isinstance(result, JobResult) and result.exit_code == 0
+    parent = Run(state.state_details.flow_run_id)
+    told = parent.messages("ended well")
+    assert "bootstrapped" in told and "rank 0 of 2" in told and "rank 1 of 2" in told
+    child = flow_run_of(result.id)
+    assert child.parent_task_run_id is not None
+
+
+def _is_of(found: FlowRun, bench: Bench) -> bool:
+    return found.work_pool_name == bench.pool
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"compute_target": "process-pool"}, "of type process takes no image.*jobs are processes, which run in no image"),
+        ({"compute_target": "nowhere"}, "there is no work pool 'nowhere': there are .*process-pool"),
+        ({"compute_target": "paused-pool"}, "the work pool 'paused-pool' is paused; resume it"),
+        ({"outputs": "outputs"}, "outputs folder 'outputs' of a job in a work pool goes with its container"),
+        ({"outputs": "outputs", "storage": "secret/no-storage"}, "keeps no folders"),
+        ({"outputs": "outputs", "storage": "local-file-system/none-there"}, "cannot be loaded"),
+        ({"distribution": {"kind": "mpi", "node_count": 2}}, "a work pool runs a job in one container"),
+    ],
+)
+def test_what_a_pool_cannot_run_is_refused_before_anything_is_built(
+    fields: dict[str, Any], said: str, prefect_server: str, open_registry: Registry, docker_pool_alone: str, tmp_path: Path
+) -> None:
+    (tmp_path / "train.py").write_text("")
+    storage = fields.get("storage", "")
+    given = {"compute_target": docker_pool_alone, "outputs": "", **fields}
+    given.pop("storage", None)
+    workspace = Workspace(
+        name=unique("Team"),
+        registry=ContainerRegistry(address=open_registry.address, plain_http=True),
+        repository_prefix=unique("refused"),
+    )
+    definition = {"name": "never-built", "base_image": "registry.example.com/none:1"}
+    config = ScriptRunConfig(source_directory=str(tmp_path), script="train.py", environment=definition, **given)
+    with pytest.raises(DefinitionError, match=said):
+        run_training_job(config, workspace, outputs_directory=storage)
+
+
+@pytest.fixture(scope="module")
+def docker_pool_alone(prefect_server: str) -> str:
+    """A docker pool without a worker, and pools that cannot run jobs."""
+    make_docker_pool(name := unique("docker"))
+    Secret(value="no storage").save("no-storage", overwrite=True)
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="process-pool", type="process", base_job_template=_process_template()))
+        make_docker_pool("paused-pool")
+        client.update_work_pool("paused-pool", WorkPoolUpdate(is_paused=True))
+    return name
