@@ -16,6 +16,9 @@ async def resolved(below: Mapping[str, str], over: Mapping[str, str], secrets: S
     Raises `SecretError` for a reference that cannot be resolved.
     """
     wanted = {**DEFAULTS, **below, **over}
-    found = {name: str(await resolve_secret(value, secrets, f"environment_variables.{name}")) for name, value in wanted.items()}
+    found = {
+        name: str(await resolve_secret(value, secrets, f"environment_variables.{name}"))
+        for name, value in wanted.items()
+    }
     hide({}, {name: found[name] for name, value in wanted.items() if SecretReference.is_reference(value)})
     return found
