@@ -1,6 +1,7 @@
 """The task that runs a training job on this machine, and what it shows in the UI."""
 
 from pathlib import Path
+from typing import Any
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -47,13 +48,23 @@ def report_job(result: JobResult) -> None:
         return
     if result.metrics:
         create_table_artifact(
-            [{"metric": name, "value": value} for name, value in result.metrics.items()],
+            metrics_table(result),
             key=f"metrics-{slug(result.name)}"[:200],
             description=f"Metrics of the job {result.id}",
         )
     create_markdown_artifact(
         job_markdown(result), key=f"job-{slug(result.name)}"[:200], description=f"The job {result.id}"
     )
+
+
+def metrics_table(result: JobResult) -> list[dict[str, Any]]:
+    """A row for each metric; where any was logged several times, with how many values it had and their range."""
+    rows: list[dict[str, Any]] = [{"metric": name, "value": value} for name, value in result.metrics.items()]
+    for row in rows if result.series else ():
+        values = result.series.get(row["metric"], (row["value"],))
+        numbers = [value for value in values if isinstance(value, int | float)]
+        row |= {"values": len(values), "least": min(numbers, default=""), "most": max(numbers, default="")}
+    return rows
 
 
 def job_markdown(result: JobResult) -> str:

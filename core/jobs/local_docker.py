@@ -9,9 +9,9 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -79,30 +79,39 @@ class DockerLauncher:
         image = await ensure_image(self.site, request.record, self.engine)
         seconds = {"image": time.monotonic() - started}
         started = time.monotonic()
-        name, count, folder = f"prefect-environments-{request.id}", node_count(request.config), make_folder(request)
+        count, name = node_count(request.config), f"prefect-environments-{request.id}"
         containers = [_Container(self.engine, f"{name}-{rank}" if count > 1 else name) for rank in range(count)]
-        async with AsyncExitStack() as stack:
-            mode = await stack.enter_async_context(job_network(self.engine, network, name, count, _labels(request)))
-            await stack.enter_async_context(request.channel.serve(folder, _host_name()))
-            stack.push_async_callback(gather, (container.remove() for container in containers))
-            nodes = nodes_of(
-                request,
-                python=request.record.python_path,
-                folder=folder,
-                seen=INSIDE,
-                master=leading_address(mode, containers[0].name, count),
-                python_path=await asyncio.to_thread(_python_path, self.engine, image),
-            )
-            for container, node in zip(containers, nodes, strict=True):
-                await settled(asyncio.to_thread(container.create, image, request, node, mode), _END)
-            limit = request.config.time_limit_seconds or None
-            threads = ThreadPoolExecutor(count, "job")
-            stack.callback(threads.shutdown, wait=False)
-            code, timed_out = await together(container.follow(log, limit, threads) for container in containers)
-            seconds["run"] = time.monotonic() - started
-            # an inner process may be what was killed: its parent then ends as it likes
-            killed = any([await asyncio.to_thread(container.out_of_memory) for container in containers])
-            return JobExit(code, seconds, out_of_memory=killed and code != 0, timed_out=timed_out)
+        async with job_network(self.engine, network, name, count, _labels(request)) as mode:
+            code, timed_out, killed = await self._run(request, image, mode, containers, log)
+        seconds["run"] = time.monotonic() - started
+        return JobExit(code, seconds, out_of_memory=killed and code != 0, timed_out=timed_out)
+
+    async def _run(
+        self, request: JobRequest, image: str, network: str, containers: Sequence["_Container"], log: JobLog
+    ) -> tuple[int, bool, bool]:
+        """Gives the exit status, and whether the time limit or a lack of memory ended the job."""
+        folder, count = make_folder(request), len(containers)
+        threads = ThreadPoolExecutor(count, "job")
+        try:
+            async with request.channel.serve(folder, _host_name()):
+                nodes = nodes_of(
+                    request,
+                    python=request.record.python_path,
+                    folder=folder,
+                    seen=INSIDE,
+                    master=leading_address(network, containers[0].name, count),
+                    python_path=await asyncio.to_thread(_python_path, self.engine, image),
+                )
+                for container, node in zip(containers, nodes, strict=True):
+                    await settled(asyncio.to_thread(container.create, image, request, node, network), _END)
+                limit = request.config.time_limit_seconds or None
+                code, timed_out = await together(container.follow(log, limit, threads) for container in containers)
+                # an inner process may be what was killed: its parent then ends as it likes
+                killed = any(await gather(asyncio.to_thread(container.out_of_memory) for container in containers))
+                return code, timed_out, killed
+        finally:
+            threads.shutdown(wait=False)
+            await gather(container.remove() for container in containers)
 
     def _check_engine(self) -> None:
         if not self.engine.address.startswith(("unix://", "http+docker://", "npipe://")):

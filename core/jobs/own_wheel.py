@@ -3,12 +3,12 @@
 import csv
 import io
 import os
+import sys
 import zipfile
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-import prefect_environments
 from prefect_environments.core.lock.model import LockedPackage
 from prefect_environments.core.oci import digest as digests
 
@@ -27,7 +27,7 @@ def write_own_wheel(folder: Path) -> tuple[LockedPackage, Path]:
     stem = f"{PROJECT.replace('-', '_')}-{version(PROJECT)}"
     name = f"{stem}-py3-none-any.whl"
     info = f"{stem}.dist-info"
-    root = Path(prefect_environments.__file__).parent
+    root = Path(str(sys.modules[__name__.partition(".")[0]].__file__)).parent
     members = {f"{root.name}/{path}": (root / path).read_bytes() for path in _files(root)}
     members[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {PROJECT}\nVersion: {version(PROJECT)}\n".encode()
     members[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"

@@ -71,8 +71,8 @@ def ring_sum(value: float) -> float:
 
 def torch_sum(value: float) -> float:
     """The same, by PyTorch; raises `ImportError` without it."""
-    import torch  # noqa: PLC0415
-    import torch.distributed as dist  # noqa: PLC0415
+    import torch  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415
+    import torch.distributed as dist  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415
 
     dist.init_process_group("gloo", rank=RANK, world_size=WORLD, init_method=f"tcp://{MASTER[0]}:{MASTER[1]}")
     total = torch.tensor([value], dtype=torch.float64)

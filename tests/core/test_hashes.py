@@ -193,7 +193,7 @@ def test_a_folder_in_a_given_lock_counts_by_its_content(tmp_path: Path) -> None:
     assert hashes.definition_hash(wanted) != before
     (tmp_path / "code.py").unlink()
     tmp_path.rmdir()
-    with pytest.raises(DefinitionError, match="the lock's folder .* cannot be read"):
+    with pytest.raises(DefinitionError, match=r"the lock's folder .* cannot be read"):
         hashes.definition_hash(wanted)
 
 

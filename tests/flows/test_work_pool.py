@@ -13,25 +13,26 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import FlowRun
 from prefect.filesystems import LocalFileSystem
-from prefect.settings import PREFECT_API_URL
+from prefect.workers.process import ProcessWorker
+from pydantic import SecretStr
 
 from prefect_environments import ContainerRegistry, JobResult, ScriptRunConfig, Workspace
-from prefect_environments.blocks import EnvironmentVersion
 from prefect_environments.core.errors import DefinitionError, JobError, JobFailed
 from prefect_environments.core.jobs import run
-from prefect_environments.core.redact import redact
+from prefect_environments.core.redact import MASK, redact
 from prefect_environments.core.site import open_site
 from prefect_environments.flows import build_environment, run_training_job
 from prefect_environments.tasks.pool import PoolLauncher
 from tests.flows.parts import Run, define, unique, wheel_folder
 from tests.support.base import BaseLayout
 from tests.support.engine import DockerEngine
+from tests.support.jobs import until
 from tests.support.leaks import find_secret
 from tests.support.pool import docker_worker, make_docker_pool, runs_of_jobs
 from tests.support.registry import Registry
 from tests.support.session import Session
 
-pytestmark = [pytest.mark.network, pytest.mark.xdist_group("work-pool")]
+pytestmark = [pytest.mark.network, pytest.mark.timeout(120)]
 
 LOOK = """
 import importlib.util, json, os, sys, time
@@ -114,9 +115,28 @@ def bench(team: Workspace, version: str, pool: str, tmp_path: Path) -> Bench:
     return Bench(team, version, pool, folder)
 
 
-def flow_run_of(name: str) -> FlowRun:
-    (found,) = runs_of_jobs(like=name)
+def flow_run_of(job: str) -> FlowRun:
+    (found,) = runs_of_jobs(f"job-{job}")
     return found
+
+
+def small_blobs(registry: Registry, image: str) -> list[Path]:
+    """The files of an image's manifest, config and small layers, such as the source's."""
+
+    def stored(digest: str) -> Path:
+        value = digest.removeprefix("sha256:")
+        return registry.folder / "docker/registry/v2/blobs/sha256" / value[:2] / value / "data"
+
+    manifest = stored(image.rpartition("@")[2])
+    data = json.loads(manifest.read_text())
+    return [manifest, *(stored(one["digest"]) for one in (data["config"], *data["layers"]) if one["size"] < 1_000_000)]
+
+
+def running(bench: Bench) -> FlowRun:
+    """The job's run in the pool; its container has the same name."""
+    found = [one for one in runs_of_jobs() if one.work_pool_name == bench.pool and one.state and one.state.is_running()]
+    assert len(found) == 1
+    return found[0]
 
 
 @pytest.mark.usefixtures("run_logs")
@@ -125,16 +145,15 @@ async def test_a_job_sees_its_environment_and_its_secret_which_is_nowhere_else(
 ) -> None:
     """Its own packages and no Prefect; metrics, outputs in a storage block, lines as they come."""
     secret, name = f"planted-{uuid.uuid4().hex}", unique("token")
-    await Secret(value=secret).save(name)
+    await Secret(value=SecretStr(secret)).save(name)
     await LocalFileSystem(basepath="/kept").save(block := unique("outputs"))
     config = bench.config(
         LOOK, arguments=(name,), environment_variables={"TOKEN": f"secret:{name}"}, outputs="outputs", memory="2g"
     )
     work = asyncio.ensure_future(bench.run(config, f"local-file-system/{block}"))
-    await bench.until_said("planted ********", work)
-    container = docker_engine.docker("ps", "--filter", "label=io.prefect.flow-run-name", "--format", "{{.ID}}").split()
-    seen = docker_engine.docker("inspect", *container)
-    (described,) = [one for one in json.loads(seen) if one["Config"]["WorkingDir"] == "/job"]
+    await bench.until_said(f"planted {MASK}", work)
+    seen = docker_engine.docker("inspect", running(bench).name)
+    (described,) = json.loads(seen)
     image = docker_engine.docker("image", "inspect", described["Image"])
     history = docker_engine.docker("history", "--no-trunc", described["Image"])
     assert f"secret:{name}" not in seen  # not even its reference: it is a parameter of the run
@@ -157,7 +176,10 @@ async def test_a_job_sees_its_environment_and_its_secret_which_is_nowhere_else(
     told = Run(child.id).messages("planted")
     everything = [seen, image, history, told, str(child.model_dump()), *bench.lines]
     assert not [text for text in everything if secret in text]
-    assert find_secret(secret, open_registry.folder, test_session.folder / "logs") == []
+    assert (
+        find_secret(secret, *small_blobs(open_registry, child.job_variables["image"]), test_session.folder / "logs")
+        == []
+    )
     assert redact(secret) == secret  # this process never had it
 
 
@@ -174,15 +196,14 @@ async def test_a_cancelled_job_is_stopped_and_leaves_no_container(bench: Bench, 
     config = bench.config(script + "print('started')\ntime.sleep(600)\n")
     work = asyncio.ensure_future(bench.run(config))
     await bench.until_said("started", work)
-    (child,) = [one for one in runs_of_jobs() if one.state and one.state.is_running() and _is_of(one, bench)]
+    child = running(bench)
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
         await work
     assert "asked to end" in Run(child.id).messages("asked to end")
     state = Run(child.id).run.state
     assert state is not None and state.is_cancelled()
-    while child.name in docker_engine.docker("ps", "--all", "--format", "{{.Names}}"):
-        await asyncio.sleep(0.1)
+    await until(lambda: child.name not in docker_engine.docker("ps", "--all", "--format", "{{.Names}}"))
 
 
 async def test_a_time_limit_ends_the_job(bench: Bench) -> None:
@@ -194,11 +215,15 @@ async def test_a_time_limit_ends_the_job(bench: Bench) -> None:
 async def test_a_container_that_is_killed_is_told_with_the_run_that_it_was(
     bench: Bench, docker_engine: DockerEngine
 ) -> None:
-    work = asyncio.ensure_future(bench.run(bench.config("print('started', flush=True)\nimport time\ntime.sleep(600)\n")))
+    work = asyncio.ensure_future(
+        bench.run(bench.config("print('started', flush=True)\nimport time\ntime.sleep(600)\n"))
+    )
     await bench.until_said("started", work)
-    (child,) = [one for one in runs_of_jobs() if one.state and one.state.is_running() and _is_of(one, bench)]
+    child = running(bench)
     docker_engine.docker("kill", child.name)
-    with pytest.raises(JobError, match=rf"did not come to its end in the work pool {bench.pool}; its flow run {child.id}"):
+    with pytest.raises(
+        JobError, match=rf"did not come to its end in the work pool {bench.pool}; its flow run {child.id}"
+    ):
         await work
 
 
@@ -225,14 +250,13 @@ def test_the_flow_runs_a_job_in_the_pool_that_its_config_names(bench: Bench, tmp
     assert child.parent_task_run_id is not None
 
 
-def _is_of(found: FlowRun, bench: Bench) -> bool:
-    return found.work_pool_name == bench.pool
-
-
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"compute_target": "process-pool"}, "of type process takes no image.*jobs are processes, which run in no image"),
+        (
+            {"compute_target": "process-pool"},
+            "of type process takes no image.*jobs are processes, which run in no image",
+        ),
         ({"compute_target": "nowhere"}, "there is no work pool 'nowhere': there are .*process-pool"),
         ({"compute_target": "paused-pool"}, "the work pool 'paused-pool' is paused; resume it"),
         ({"outputs": "outputs"}, "outputs folder 'outputs' of a job in a work pool goes with its container"),
@@ -242,7 +266,12 @@ def _is_of(found: FlowRun, bench: Bench) -> bool:
     ],
 )
 def test_what_a_pool_cannot_run_is_refused_before_anything_is_built(
-    fields: dict[str, Any], said: str, prefect_server: str, open_registry: Registry, docker_pool_alone: str, tmp_path: Path
+    fields: dict[str, Any],
+    said: str,
+    prefect_server: str,
+    open_registry: Registry,
+    docker_pool_alone: str,
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "train.py").write_text("")
     storage = fields.get("storage", "")
@@ -263,9 +292,13 @@ def test_what_a_pool_cannot_run_is_refused_before_anything_is_built(
 def docker_pool_alone(prefect_server: str) -> str:
     """A docker pool without a worker, and pools that cannot run jobs."""
     make_docker_pool(name := unique("docker"))
-    Secret(value="no storage").save("no-storage", overwrite=True)
+    Secret(value=SecretStr("no storage")).save("no-storage", overwrite=True)
     with get_client(sync_client=True) as client:
-        client.create_work_pool(WorkPoolCreate(name="process-pool", type="process", base_job_template=_process_template()))
+        client.create_work_pool(
+            WorkPoolCreate(
+                name="process-pool", type="process", base_job_template=ProcessWorker.get_default_base_job_template()
+            )
+        )
         make_docker_pool("paused-pool")
         client.update_work_pool("paused-pool", WorkPoolUpdate(is_paused=True))
     return name

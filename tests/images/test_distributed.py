@@ -1,7 +1,9 @@
 """Jobs of several nodes and processes, in a real Docker engine and as processes of this machine."""
 
 import asyncio
+import fcntl
 import re
+import socket
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from prefect_environments import MpiConfiguration, PyTorchConfiguration
+from prefect_environments.core.build.docker.engine import find_engine
 from prefect_environments.core.errors import JobFailed, NotSupportedYet
-from prefect_environments.core.jobs.local_docker import LABEL, NETWORK_VARIABLE
+from prefect_environments.core.jobs.local_docker import LABEL, NETWORK_VARIABLE, remove_abandoned
+from prefect_environments.tasks.jobs import metrics_table
 from tests.images.test_job_docker import bench as docker_bench  # noqa: F401 - fixtures
 from tests.images.test_job_docker import trained  # noqa: F401
 from tests.images.test_job_process import bench as process_bench  # noqa: F401
@@ -166,6 +170,29 @@ async def test_a_cancelled_job_of_several_nodes_leaves_nothing(
     assert docker_bench.left() == []
 
 
+async def test_networks_of_dead_processes_are_removed_and_those_of_living_ones_stay(
+    docker_bench: JobBench,  # noqa: F811
+    docker_engine: DockerEngine,
+    networks: Callable[[], list[str]],
+    tmp_path: Path,
+) -> None:
+    names, held = [f"job-test-{uuid.uuid4().hex[:8]}" for _ in range(2)], tmp_path / "held"
+    held.touch()
+    for name, marker in zip(names, (tmp_path / "gone", held), strict=True):
+        labels = {LABEL: name, f"{LABEL}.host": socket.gethostname(), f"{LABEL}.marker": str(marker)}
+        given = [word for label in labels.items() for word in ("--label", "=".join(label))]
+        try:
+            docker_engine.docker("network", "create", *given, name)
+        except AssertionError as error:
+            missing(f"this engine makes no networks: {error}")
+    with held.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        remove_abandoned(find_engine())
+        assert [name for name in networks() if name in names] == names[1:]
+    remove_abandoned(find_engine())
+    assert not set(names) & set(networks())
+
+
 async def test_a_script_in_docker_asks_for_a_secret_that_nothing_else_shows(
     docker_bench: JobBench,  # noqa: F811
     docker_engine: DockerEngine,
@@ -229,6 +256,10 @@ async def test_a_script_logs_series_and_more_than_its_metrics_file(process_bench
     result = await process_bench.run(script)
     assert result.metrics == {"loss": 0.5, "file": 1}
     assert result.series == {"loss": (0.0, 0.25, 0.5)}
+    assert metrics_table(result) == [
+        {"metric": "loss", "value": 0.5, "values": 3, "least": 0.0, "most": 0.5},
+        {"metric": "file", "value": 1, "values": 1, "least": 1, "most": 1},
+    ]
     assert process_bench.lines == [result.id]
 
 

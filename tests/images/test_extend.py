@@ -162,7 +162,7 @@ async def test_a_file_of_the_base_that_is_another_one_now_is_an_error(
     await build(team, wanted, tmp_path / "cache")
     (shelf / "beta-1.0-py3-none-any.whl").unlink()
     make_wheel(shelf, "beta", "1.0", {"beta/__init__.py": b"print('another')\n"})
-    with pytest.raises(ResolveError, match="does not move, but .* beta-1.0-py3-none-any.whl"):
+    with pytest.raises(ResolveError, match=r"does not move, but .* beta-1\.0-py3-none-any\.whl"):
         await build(team, EnvironmentDefinition(name="more", extends="base:1"), tmp_path / "cache")
 
 

@@ -24,7 +24,7 @@ WORKER = {
 def make_docker_pool(name: str, **defaults: Any) -> None:
     """Create a docker work pool whose containers use the host's network; `defaults` are of its job template."""
     try:
-        from prefect_docker.worker import DockerWorker
+        from prefect_docker.worker import DockerWorker  # type: ignore[import-untyped]
     except ImportError:
         missing("prefect-docker is not installed; it is in the dev extra")
     template = DockerWorker.get_default_base_job_template()
@@ -46,8 +46,8 @@ def docker_worker(session: Session, pool: str, engine: DockerEngine) -> Iterator
         end(process.pid)
 
 
-def runs_of_jobs(pool_tag: str = "prefect-environments", *, like: str = "job-") -> list[FlowRun]:
-    """The flow runs that jobs are in work pools."""
-    wanted = FlowRunFilter(name=FlowRunFilterName(like_=like), tags=FlowRunFilterTags(all_=[pool_tag]))
+def runs_of_jobs(like: str = "job-") -> list[FlowRun]:
+    """The flow runs that jobs are in work pools, by a part of their name."""
+    wanted = FlowRunFilter(name=FlowRunFilterName(like_=like), tags=FlowRunFilterTags(all_=["prefect-environments"]))
     with get_client(sync_client=True) as client:
         return client.read_flow_runs(flow_run_filter=wanted)

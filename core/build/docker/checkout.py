@@ -139,7 +139,8 @@ async def _fetch(folder: Path, context: GitContext) -> None:
     fetch = ["fetch", "--quiet", "--no-tags", "--no-recurse-submodules", "--no-write-fetch-head"]
     if await _try(folder, [*fetch, "--depth=1", context.url, context.commit]):
         return
-    await _git(folder, [*fetch, context.url, "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"], context)
+    # not into refs/heads: git refuses to fetch into the branch that it thinks is checked out, whatever that is called
+    await _git(folder, [*fetch, context.url, "+refs/heads/*:refs/fetched/*", "+refs/tags/*:refs/tags/*"], context)
     if not await _try(folder, ["cat-file", "-e", f"{context.commit}^{{commit}}"]):
         raise BuildError(
             f"{context.url} has no commit {context.commit} in a branch or tag; was it pushed, or removed since?"

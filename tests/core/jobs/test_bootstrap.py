@@ -8,12 +8,14 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from prefect_environments.core.jobs.bootstrap import together, write_inside
+from prefect_environments import MpiConfiguration, ScriptRunConfig
+from prefect_environments.core.jobs.bootstrap import nodes_of, together, write_inside
 from prefect_environments.core.jobs.channel import Channel
 from prefect_environments.core.jobs.inside.starter import PLAN, TIMED_OUT
 from prefect_environments.core.redact import redact
@@ -202,6 +204,30 @@ def _connected(folder: Path) -> Any:
     line.connect(f"/proc/self/fd/{place}/socket")
     os.close(place)
     return line
+
+
+@dataclass
+class Job:
+    config: ScriptRunConfig
+    variables: dict[str, str]
+
+
+def test_the_way_to_run_comes_first_and_the_jobs_own_paths_stay(tmp_path: Path) -> None:
+    """Those of its variables, else those of its image. One process without a distribution needs no starter."""
+    given = {"folder": tmp_path, "seen": "/seen", "python": "python", "python_path": "/image"}
+    for variables, expected in (({}, "/seen/path:/image"), ({"PYTHONPATH": "/own"}, "/seen/path:/own")):
+        (node,) = nodes_of(Job(ScriptRunConfig(script="a.py"), variables), **given)  # type: ignore[arg-type]
+        assert node.variables["PYTHONPATH"] == expected
+        assert (node.command, node.variables["PREFECT_ENVIRONMENTS_JOB"]) == (("python", "a.py"), "/seen")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_plan_of_a_job_holds_no_value_of_its_variables(tmp_path: Path) -> None:
+    config = ScriptRunConfig(script="a.py", distribution=MpiConfiguration(process_count_per_node=2, node_count=3))
+    nodes = nodes_of(Job(config, {"TOKEN": "planted-51c0"}), python="python", folder=tmp_path, seen="/seen")
+    assert [node.command[-2:] for node in nodes] == [("/seen", str(rank)) for rank in range(3)]
+    plan = (tmp_path / PLAN).read_text()
+    assert "planted-51c0" not in plan + repr(nodes) and json.loads(plan)["command"] == ["python", "a.py"]
 
 
 async def test_the_first_node_that_fails_ends_the_others() -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -268,7 +269,9 @@ async def test_a_flood_is_slowed_down_and_the_loop_stays_free(
     async with channel.serve(folder):
         loop, run = asyncio.get_running_loop(), Run(str(folder))
         started = loop.time()
-        await asyncio.gather(*(asyncio.to_thread(lambda: [run.log("x", n) for n in range(40)]) for _ in range(10)))
+        for_each = [n for _ in range(10) for n in range(40)]
+        with ThreadPoolExecutor(10) as threads:
+            await asyncio.gather(*(loop.run_in_executor(threads, run.log, "x", n) for n in for_each))
         took = loop.time() - started
     watch.cancel()
     assert took >= 0.9, "400 requests, 200 of them at once and 200 a second after that"

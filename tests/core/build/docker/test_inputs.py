@@ -371,6 +371,20 @@ async def test_an_older_commit_is_checked_out_without_git_and_removed_at_the_end
     assert await inputs_digest(BuildInputs(TEXT, repository), digest_of) == from_git
 
 
+async def test_an_older_commit_comes_whatever_the_worker_calls_its_first_branch(
+    repository: Path, git_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server of the old protocol hands out tips only; git fetches into no branch that it thinks is checked out."""
+    settings = tmp_path / "gitconfig"
+    settings.write_text("[init]\n\tdefaultBranch = main\n[protocol]\n\tversion = 0\n")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
+    wanted = commit(repository, Dockerfile=TEXT)
+    commit(repository, Dockerfile="FROM newer\n")
+    assert git(repository, "branch", "--show-current") == "main"
+    async with open_inputs(definition(build_context=f"{git_url}#{wanted}"), tmp_path / "scratch") as inputs:
+        assert inputs.dockerfile == TEXT
+
+
 async def test_a_folder_of_a_repository_is_the_context(repository: Path, tmp_path: Path) -> None:
     (repository / "sub" / "Dockerfile").write_text(TEXT)
     (repository / "link").symlink_to("..")
