@@ -88,7 +88,7 @@ class JobError(PrefectEnvironmentsError):
 class JobFailed(JobError):
     """A job ended badly; the message has its last lines. `exit_code` is that of its command, 128 + N for signal N."""
 
-    def __init__(self, message: str, *, exit_code: int) -> None:
+    def __init__(self, message: str, *, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code
 

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version as installed_version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect_environments.core import attachments, curated, hashes
@@ -57,7 +58,7 @@ async def find_registered(site: Site, definition: EnvironmentDefinition) -> Read
     the same image. `None` means that there is work to do. Raises the registry's errors: unreachable is no answer.
     """
     curated.check_unchanged(definition)
-    wanted = await asyncio.to_thread(definition_hash, site.workspace, definition)  # it may read a build context
+    wanted = await _wanted(site, definition)
     newest = await site.workspace.versions.newest(definition.name)
     if newest is None:
         return None
@@ -77,6 +78,17 @@ async def find_registered(site: Site, definition: EnvironmentDefinition) -> Read
     equal = await _equal_version(site.workspace, newest, renewed)
     record = equal or await site.workspace.versions.register(renewed)
     return _ready(record, reused=True)
+
+
+async def _wanted(site: Site, definition: EnvironmentDefinition) -> str:
+    """The hash of a definition. Where its build context is not on this machine, that of the version which has the very
+    same definition: the image was built where the folder is."""
+    folder = definition.build_context
+    if folder and "://" not in folder and not Path(folder).exists():
+        for record in reversed(await site.workspace.versions.versions(definition.name)):
+            if EnvironmentDefinition(**record.definition) == definition:
+                return record.definition_hash
+    return await asyncio.to_thread(definition_hash, site.workspace, definition)  # it may read a build context
 
 
 async def resolve(site: Site, definition: EnvironmentDefinition, *, upgrade: bool = False) -> Lock:

@@ -100,6 +100,11 @@ async def test_a_user_managed_context_is_the_image_itself_in_the_environments_re
     assert told == "datahello\n"
     (context / "noise.log").write_text("x")
     assert (await build(team, wanted, tmp_path / "cache")).ready.reused
+    context.rename(tmp_path / "moved")  # as on a machine that has not the folder
+    assert (await build(team, wanted, tmp_path / "cache")).ready.reused
+    with pytest.raises(SpecificationError, match="no folder"):
+        await build(team, wanted, tmp_path / "cache", upgrade=True)
+    (tmp_path / "moved").rename(context)
     (context / "data.txt").write_text("other")
     changed = await build(team, wanted, tmp_path / "cache")
     assert changed.ready.version == 2 and changed.ready.digest != found.ready.digest

@@ -1,5 +1,6 @@
 """What a job's config takes and refuses, and the words that come of it."""
 
+import pickle
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from prefect_environments import Environment, EnvironmentDefinition, ReadyImage, ScriptRunConfig
-from prefect_environments.core.errors import DefinitionError, NameNotAllowed, PrefectEnvironmentsError
+from prefect_environments.core.errors import DefinitionError, JobFailed, NameNotAllowed, PrefectEnvironmentsError
 from prefect_environments.core.jobs.command import command_of
 from prefect_environments.core.jobs.config import EnvironmentName, bytes_of
 
@@ -153,3 +154,9 @@ def test_references_and_literal_values_by_a_switch_are_taken() -> None:
 )
 def test_sizes_are_read_as_docker_reads_them(text: str, size: int) -> None:
     assert bytes_of(text) == size
+
+
+def test_a_failed_jobs_error_can_be_handed_to_another_process() -> None:
+    """Prefect stores the exceptions of failed runs so."""
+    found = pickle.loads(pickle.dumps(JobFailed("the job ended with 3", exit_code=3)))
+    assert isinstance(found, JobFailed) and found.exit_code == 3
