@@ -78,6 +78,8 @@ class PoolLauncher:
         pool that cannot run it, and the errors of the registry."""
         async with get_client() as client:
             pool = await check_pool(client, request.config, self.site.workspace, self.storage)
+            if pool.lacks_credentials:
+                logger.warning("%s", pool.advice)
             vaults = _needs_vault(request.config, request.record)
             variables = {**request.record.environment_variables, **request.config.environment_variables}
             started = time.monotonic()

@@ -36,6 +36,12 @@ class Pool:
         return (self.variables.get(name) or {}).get("default")
 
     @property
+    def lacks_credentials(self) -> bool:
+        """Whether its template could have credentials for the registry, which wants some, and has none."""
+        known = self.variables.get("registry_credentials")
+        return self.private and known is not None and not known.get("default")
+
+    @property
     def advice(self) -> str:
         """What to look at when a container did not start."""
         if not self.private:

@@ -78,6 +78,11 @@ def find_interpreter(version: str) -> Interpreter:
     )
 
 
+def installed_versions() -> list[str]:
+    """The full versions of the CPythons that uv finds on this machine, each once. Raises `BuildError`."""
+    return sorted(set(_installed().values()))
+
+
 def _installed() -> dict[str, str]:
     """Paths of the CPythons that uv finds here, with their versions."""
     options = ["--only-installed", "--all-versions", "--no-config", "--offline", "--output-format", "json"]

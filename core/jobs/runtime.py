@@ -7,9 +7,10 @@ architecture: it is resolved and built once, and kept in the registry under its 
 import asyncio
 import logging
 import platform
+import re
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,13 @@ from typing import BinaryIO
 from prefect_environments.core import canonical, files
 from prefect_environments.core.build import catalog as catalogs
 from prefect_environments.core.build import deflate, gzip, plan, recipe
-from prefect_environments.core.build.bytecode import Compiler, Spool, compile_wheel, find_interpreter
+from prefect_environments.core.build.bytecode import (
+    Compiler,
+    Spool,
+    compile_wheel,
+    find_interpreter,
+    installed_versions,
+)
 from prefect_environments.core.build.fetch import WheelCache
 from prefect_environments.core.build.layer import LayerBlob, write_wheels
 from prefect_environments.core.build.skeleton import write_skeleton
@@ -111,8 +118,9 @@ class _Maker:
         if (found := await self._find(key)) is not None:
             return found[0]
         with files.storage("writing a layer", self.site.scratch), files.temporary_file(self.site.scratch) as file:
-            blob = write_skeleton(self.target, file, prefix=PREFIX)
-            return await self._keep(key, blob, title, file)
+            layer = await self._sent(key, write_skeleton(self.target, file, prefix=PREFIX), title, file)
+        await self._tag(key, (layer,))
+        return layer
 
     async def packages(self, wanted: tuple[str, ...]) -> tuple[AddedLayer, ...]:
         """The layers of Prefect's client and what it needs."""
@@ -146,8 +154,13 @@ class _Maker:
             files.temporary_folder(self.site.scratch) as folder,
         ):
             package, path = await asyncio.to_thread(write_own_wheel, folder)
+            tag = digests.hex_of(canonical.digest(recipe.layer_inputs((package,), self.target, prefix=PREFIX)))
+            if (found := await self._find(tag)) is not None:
+                return found[0]
             with _compiler(await asyncio.to_thread(compiling_python, self.target)) as compiler:
-                return await self._layer((package,), [path], compiler)
+                layer = await self._layer((package,), [path], compiler)
+            await self._tag(tag, (layer,))
+            return layer
 
     async def _resolve(self, wanted: tuple[str, ...], common: Target) -> tuple[LockedPackage, ...]:
         resolver = UvResolver(wheel_store=self.site.wheel_store, scratch=self.site.cache / "resolve")
@@ -170,21 +183,17 @@ class _Maker:
         self, group: tuple[LockedPackage, ...], paths: list[Path], compiler: Compiler | None
     ) -> AddedLayer:
         inputs = recipe.layer_inputs(group, self.target, compiler.version if compiler else "", PREFIX)
-        key = digests.hex_of(canonical.digest(inputs))
-        if (found := await self._find(key)) is not None:
-            return found[0]
-        scratch = self.site.scratch
+        key, scratch = digests.hex_of(canonical.digest(inputs)), self.site.scratch
         with files.storage("writing a layer", scratch), files.temporary_file(scratch) as file:
             given = list(zip(group, paths, strict=True))
             blob = await asyncio.to_thread(_convert, given, self.target, compiler, file, scratch)
             title = ", ".join(f"{package.name} {package.version}" for package in group[:4])
-            return await self._keep(key, blob, f"{title}{', …' * (len(group) > 4)}", file)
+            return await self._sent(key, blob, f"{title}{', …' * (len(group) > 4)}", file)
 
-    async def _keep(self, key: str, blob: LayerBlob, title: str, file: BinaryIO) -> AddedLayer:
+    async def _sent(self, key: str, blob: LayerBlob, title: str, file: BinaryIO) -> AddedLayer:
         layer = catalogs.annotated(key, blob, title)
         file.flush()
         await self.repository.write_blob(layer.descriptor, Path(file.name), on_bytes=self.site.progress.sent)
-        await self._tag(key, (layer,))
         return layer
 
     async def _find(self, tag: str) -> tuple[AddedLayer, ...] | None:
@@ -205,19 +214,25 @@ class _Maker:
 
 def compiling_python(target: Target) -> str:
     """The full version of the Python that compiles the runtime's bytecode: this one where it is of the image's minor
-    release, whose patches all read it, else another of exactly the image's version; empty where there is none.
+    release, whose patches all read it, else another of that release on this machine; empty where there is none.
 
     Without bytecode a job's first line comes some seconds later, which is no reason to refuse it.
     """
+    serves = re.compile(rf"{re.escape(target.python_minor)}\.\d+")  # no pre-release, which has bytecode of its own
     ours = platform.python_version()
-    if sys.implementation.name == "cpython" and ours.rpartition(".")[0] == target.python_minor:
+    if sys.implementation.name == "cpython" and serves.fullmatch(ours):
         return ours
-    try:
-        find_interpreter(target.python)
-    except BuildError as error:
-        logger.info("the runtime of jobs gets no bytecode, and starts some seconds later: %s", error)
-        return ""
-    return target.python
+    with suppress(BuildError):
+        for found in filter(serves.fullmatch, installed_versions()):
+            find_interpreter(found)
+            return found
+    logger.warning(
+        "no CPython %s is on this machine to compile the runtime of jobs, so that they start some seconds later; it "
+        "serves all jobs with that Python. Install one (uv python install %s) before their first",
+        target.python_minor,
+        target.python_minor,
+    )
+    return ""
 
 
 def _compiler(version: str) -> AbstractContextManager[Compiler | None]:

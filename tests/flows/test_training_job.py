@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from prefect_environments import JobResult, ReadyImage, ScriptRunConfig, Workspace
 from prefect_environments.blocks import EnvironmentVersion
 from prefect_environments.core import loop
-from prefect_environments.core.errors import DefinitionError, JobFailed, NotSupportedYet, VersionNotFound
+from prefect_environments.core.errors import DefinitionError, JobFailed, VersionNotFound
 from prefect_environments.flows import build_environment, run_training_job
 from tests.flows.parts import Run, define, unique
 from tests.support.base import BaseLayout
@@ -142,7 +142,7 @@ def test_what_cannot_run_is_refused_before_anything_is_built(
     definition = define(base_layout, wheels, "spam")
     for fields, error in (
         ({"script": "missing.py"}, DefinitionError),
-        ({"compute_target": "team-pool"}, NotSupportedYet),
+        ({"compute_target": "team-pool"}, DefinitionError),
     ):
         with pytest.raises(error):
             run_training_job(job(source, environment=definition, **fields), local)

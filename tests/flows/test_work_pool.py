@@ -14,9 +14,11 @@ from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import FlowRun
 from prefect.filesystems import LocalFileSystem
 from prefect.workers.process import ProcessWorker
+from prefect_docker.credentials import DockerRegistryCredentials  # type: ignore[import-untyped]
 from pydantic import SecretStr
 
 from prefect_environments import ContainerRegistry, JobResult, ScriptRunConfig, Workspace
+from prefect_environments.core import steps
 from prefect_environments.core.errors import DefinitionError, JobError, JobFailed
 from prefect_environments.core.jobs import run
 from prefect_environments.core.redact import MASK, redact
@@ -73,7 +75,7 @@ def pool(test_session: Session, docker_engine: DockerEngine, kept: Path) -> Iter
 def team(open_registry: Registry) -> Workspace:
     """A workspace on the open registry, for all tests here: they share the runtime."""
     registry = ContainerRegistry(address=open_registry.address, plain_http=True)
-    return Workspace(name=unique("Team"), registry=registry, repository_prefix=unique("pools"))
+    return Workspace(name=unique("Team"), registry=registry, repository_prefix="work-pools")
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +141,6 @@ def running(bench: Bench) -> FlowRun:
     return found[0]
 
 
-@pytest.mark.usefixtures("run_logs")
 async def test_a_job_sees_its_environment_and_its_secret_which_is_nowhere_else(
     bench: Bench, kept: Path, docker_engine: DockerEngine, test_session: Session, open_registry: Registry
 ) -> None:
@@ -173,7 +174,7 @@ async def test_a_job_sees_its_environment_and_its_secret_which_is_nowhere_else(
     child = flow_run_of(result.id)
     assert child.state and child.state.is_completed()
     assert child.job_variables and "@sha256:" in child.job_variables["image"]
-    told = Run(child.id).messages("planted")
+    told = await asyncio.to_thread(Run(child.id).messages, "planted")
     everything = [seen, image, history, told, str(child.model_dump()), *bench.lines]
     assert not [text for text in everything if secret in text]
     assert (
@@ -200,7 +201,7 @@ async def test_a_cancelled_job_is_stopped_and_leaves_no_container(bench: Bench, 
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
         await work
-    assert "asked to end" in Run(child.id).messages("asked to end")
+    assert "asked to end" in await asyncio.to_thread(Run(child.id).messages, "asked to end")
     state = Run(child.id).run.state
     assert state is not None and state.is_cancelled()
     await until(lambda: child.name not in docker_engine.docker("ps", "--all", "--format", "{{.Names}}"))
@@ -233,6 +234,7 @@ async def test_a_job_that_needs_too_much_memory_fails_and_says_so(bench: Bench) 
         await bench.run(config)
 
 
+@pytest.mark.usefixtures("run_logs")
 def test_the_flow_runs_a_job_in_the_pool_that_its_config_names(bench: Bench, tmp_path: Path) -> None:
     """Processes of one node, after a bootstrap script; the run of the container is linked to the flow's."""
     (bench.folder / "bootstrap.sh").write_text("echo bootstrapped\n")
@@ -248,6 +250,39 @@ def test_the_flow_runs_a_job_in_the_pool_that_its_config_names(bench: Bench, tmp
     assert "bootstrapped" in told and "rank 0 of 2" in told and "rank 1 of 2" in told
     child = flow_run_of(result.id)
     assert child.parent_task_run_id is not None
+
+
+async def test_a_worker_without_credentials_is_told_of_and_one_with_them_runs_the_job(
+    bench: Bench, basic_registry: Registry, base_layout: BaseLayout, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The registry's password is in a block that the pool's template refers to, and in no run."""
+    secret = unique("password")
+    await Secret(value=SecretStr(basic_registry.password)).save(secret)
+    registry = ContainerRegistry(
+        address=basic_registry.address,
+        plain_http=True,
+        username=basic_registry.username,
+        password=SecretStr(f"secret:{secret}"),
+    )
+    bench.team = Workspace(name=unique("Team"), registry=registry, repository_prefix="work-pools")
+    wanted = define(base_layout, wheel_folder(tmp_path / "wheels"), "spam")
+    async with open_site(bench.team) as site:
+        built = await steps.build(site, wanted, await steps.resolve(site, wanted))
+        bench.version = (await steps.register(site, wanted, built)).name
+    with pytest.raises(JobError, match="The registry wants credentials: save them in a registry credentials block"):
+        await bench.run(bench.config("print('never')"))
+    assert "registry_credentials in the base job template" in caplog.text
+    credentials = DockerRegistryCredentials(
+        username=basic_registry.username, password=SecretStr(basic_registry.password), registry_url=basic_registry.url
+    )
+    reference = {"$ref": {"block_document_id": str(await credentials.save(unique("registry")))}}
+    async with get_client() as client:
+        template = (await client.read_work_pool(bench.pool)).base_job_template
+        template["variables"]["properties"]["registry_credentials"]["default"] = reference
+        await client.update_work_pool(bench.pool, WorkPoolUpdate(base_job_template=template))
+    result = await bench.run(bench.config("print('pulled')"))
+    assert "pulled" in bench.lines
+    assert basic_registry.password not in str(flow_run_of(result.id).model_dump())
 
 
 @pytest.mark.parametrize(

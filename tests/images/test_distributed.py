@@ -52,6 +52,13 @@ def bootstrap(bench: JobBench, text: str) -> str:
     return "bootstrap.sh"
 
 
+def own_containers(engine: DockerEngine, bench: JobBench) -> list[str]:
+    """Names of the containers of this test's jobs; other tests have theirs at the same time."""
+    shown = f'{{{{.Names}}}} {{{{.Label "{LABEL}.marker"}}}}'
+    rows = engine.docker("ps", "--all", "--filter", f"label={LABEL}", "--format", shown).splitlines()
+    return [row.split()[0] for row in rows if f" {bench.cache}/" in row]
+
+
 def mean(lines: list[str], prefixes: tuple[str, ...]) -> None:
     expected = [
         f"{prefix} process {rank} of 4 brought {rank + 1}; the mean of all is 2.5, by a ring of sockets"
@@ -74,12 +81,10 @@ async def test_nodes_are_containers_that_find_each_other_on_a_network_of_their_o
     except AssertionError as error:
         missing(f"this engine makes no networks: {error}")
     monkeypatch.delenv(NETWORK_VARIABLE)
-    before = networks()
     result = await docker_bench.run(EXAMPLE, distribution=TWO_BY_TWO)
     mean(docker_bench.lines, ("[0:0]", "[0:1]", "[1:2]", "[1:3]"))
     assert result.metrics == {"mean": 2.5}
-    assert not set(networks()) - set(before)
-    assert not [name for name in containers(docker_engine) if result.id in name]
+    assert not [name for name in [*containers(docker_engine), *networks()] if result.id in name]
 
 
 async def test_each_node_has_its_own_copy_of_the_source_and_all_share_the_outputs(
@@ -156,17 +161,17 @@ async def test_a_cancelled_job_of_several_nodes_leaves_nothing(
     docker_engine: DockerEngine,
 ) -> None:
     """More nodes than the event loop has threads of its own."""
-    before = set(containers(docker_engine))
     command = "echo up; sleep 600"
     work = asyncio.create_task(
         docker_bench.run(command=command, distribution=MpiConfiguration(node_count=8, process_count_per_node=1))
     )
     for rank in range(8):
         await docker_bench.until_said(f"[{rank}:{rank}] up", work)
+    assert len(own_containers(docker_engine, docker_bench)) == 8
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
         await work
-    assert set(containers(docker_engine)) <= before
+    assert own_containers(docker_engine, docker_bench) == []
     assert docker_bench.left() == []
 
 
@@ -209,8 +214,8 @@ async def test_a_script_in_docker_asks_for_a_secret_that_nothing_else_shows(
     )
     work = asyncio.create_task(docker_bench.run(script, secrets=("secret:token",)))
     await docker_bench.until_said("elsewhere False False", work)
-    inspected = [docker_engine.docker("inspect", name) for name in containers(docker_engine)]
-    (shown,) = [text for text in inspected if str(docker_bench.cache) in text]
+    (name,) = own_containers(docker_engine, docker_bench)
+    shown = docker_engine.docker("inspect", name)
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
         await work

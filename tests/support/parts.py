@@ -16,6 +16,7 @@ PARTS = {
     "docker-registry": "docker-registry",
     "htpasswd": "apache2-utils",
     "mmdebstrap": "mmdebstrap",
+    "mpirun": "openmpi-bin",
     "pigz": "pigz",
     "igzip": "isal",
     "skopeo": "skopeo",

@@ -14,11 +14,7 @@ from prefect.client.schemas.objects import FlowRun
 from tests.support.engine import DockerEngine
 from tests.support.session import Session, end, missing
 
-WORKER = {
-    "PREFECT_WORKER_QUERY_SECONDS": "0.5",
-    "PREFECT_LOGGING_LEVEL": "INFO",
-    "PREFECT_WORKER_HEARTBEAT_SECONDS": "5",
-}
+WORKER = {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_LOGGING_LEVEL": "INFO"}
 
 
 def make_docker_pool(name: str, **defaults: Any) -> None:

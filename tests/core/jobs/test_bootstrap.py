@@ -21,6 +21,7 @@ from prefect_environments.core.jobs.inside.starter import PLAN, TIMED_OUT
 from prefect_environments.core.redact import redact
 from tests.images.parts import Secrets
 from tests.support.jobs import is_alive, until
+from tests.support.session import need
 
 START = (
     "import sys; sys.path.insert(0, sys.argv[1] + '/path/prefect_environments'); "
@@ -254,9 +255,9 @@ async def test_the_first_node_that_fails_ends_the_others() -> None:
     assert sorted(ended) == [0, 1]
 
 
-@pytest.mark.skipif(not shutil.which("mpirun"), reason="Open MPI is not installed here")
 async def test_open_mpi_starts_the_processes_of_one_node_where_it_is(nodes: Nodes) -> None:
     """Each finds out who it is, by its variables and by MPI itself; the first that fails ends all."""
+    need("mpirun")
     script = (
         "import ctypes, os\n"
         "mpi = ctypes.CDLL('libmpi.so.40', mode=ctypes.RTLD_GLOBAL)\n"
@@ -279,8 +280,8 @@ async def test_open_mpi_starts_the_processes_of_one_node_where_it_is(nodes: Node
     await until(lambda: not is_alive(int(nodes.file("child"))))
 
 
-@pytest.mark.skipif(not shutil.which("mpirun"), reason="Open MPI is not installed here")
 async def test_what_open_mpi_started_ends_when_it_is_killed(nodes: Nodes) -> None:
+    need("mpirun")
     command = "echo $$ > child$RANK; exec sleep 600"
     work = asyncio.create_task(nodes.run(shell(command), kind="mpi"))
     places = [nodes.work / f"child{rank}" for rank in range(2)]
