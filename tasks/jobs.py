@@ -18,6 +18,8 @@ from prefect_environments.core.names import slug
 from prefect_environments.tasks.pool import run_in_pool
 from prefect_environments.tasks.site import at
 
+_PLACES = {"docker": "in Docker", "work pool": "in a work pool"}
+
 
 @task(name="run-job", persist_result=False, cache_policy=NO_CACHE)
 def run_job(
@@ -76,7 +78,7 @@ def job_markdown(result: JobResult) -> str:
         "|---|---|",
         f"| Environment | {result.name} version {result.version} |",
         f"| Image | `{result.reference}` |",
-        f"| Ran {'in Docker' if result.target == 'docker' else 'as a ' + result.target} | exit {result.exit_code} |",
+        f"| Ran {_PLACES.get(result.target, f'as a {result.target}')} | exit {result.exit_code} |",
         f"| Seconds | {', '.join(f'{step} {seconds:.1f}' for step, seconds in result.seconds.items())} |",
     ]
     if result.files:

@@ -52,7 +52,7 @@ _LAST_LINES = 20.0  # seconds for log lines that arrive after a run's end
 _END = 8.0  # seconds for a cancelled run to end
 _PAGE = 200
 
-logger = logging.getLogger("prefect_environments.core.jobs")
+logger = logging.getLogger("prefect_environments.core.jobs")  # core's lines go to the run's log
 
 
 @dataclass(frozen=True, slots=True)

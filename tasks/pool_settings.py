@@ -1,6 +1,5 @@
 """What a work pool can do for a job: checked before any work, and told in its job variables."""
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import packages_distributions, version
@@ -120,7 +119,7 @@ async def load_storage(name: str) -> Any:
 
 async def storage_packages(name: str) -> tuple[str, ...]:
     """The requirement that a job needs for a storage block of another package than Prefect's."""
-    module = (inspect.getmodule(type(await load_storage(name))) or inspect).__name__.partition(".")[0]
+    module = type(await load_storage(name)).__module__.partition(".")[0]
     found = () if module in _OWN else packages_distributions().get(module, ())
     return tuple(f"{project}=={version(project)}" for project in sorted(set(found)))
 

@@ -111,14 +111,16 @@ def _below(root: Path, inside: str, rules: IgnoreRules, parent: Verdict | None) 
 
 def _copy(source: Path, target: Path, outputs: str) -> Path:
     """Copy what goes to a job; a folder of former outputs stays behind."""
-    count = 0
+    count, made = 0, set[Path]()
     with files.storage("copying the source", target):
         target.mkdir()
         for entry in source_entries(source):
             if outputs and (entry.path == outputs or entry.path.startswith(f"{outputs}/")):
                 continue
             place = target / entry.path
-            place.parent.mkdir(parents=True, exist_ok=True)
+            if place.parent not in made:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                made.add(place.parent)
             if entry.place.is_symlink():
                 place.symlink_to(entry.place.readlink())
             elif entry.place.is_dir():

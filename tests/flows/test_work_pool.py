@@ -14,7 +14,6 @@ from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import FlowRun
 from prefect.filesystems import LocalFileSystem
 from prefect.workers.process import ProcessWorker
-from prefect_docker.credentials import DockerRegistryCredentials  # type: ignore[import-untyped]
 from pydantic import SecretStr
 
 from prefect_environments import ContainerRegistry, JobResult, ScriptRunConfig, Workspace
@@ -272,6 +271,8 @@ async def test_a_worker_without_credentials_is_told_of_and_one_with_them_runs_th
     with pytest.raises(JobError, match="The registry wants credentials: save them in a registry credentials block"):
         await bench.run(bench.config("print('never')"))
     assert "registry_credentials in the base job template" in caplog.text
+    from prefect_docker.credentials import DockerRegistryCredentials  # type: ignore[import-untyped]
+
     credentials = DockerRegistryCredentials(
         username=basic_registry.username, password=SecretStr(basic_registry.password), registry_url=basic_registry.url
     )
@@ -329,11 +330,10 @@ def docker_pool_alone(prefect_server: str) -> str:
     make_docker_pool(name := unique("docker"))
     Secret(value=SecretStr("no storage")).save("no-storage", overwrite=True)
     with get_client(sync_client=True) as client:
-        client.create_work_pool(
-            WorkPoolCreate(
-                name="process-pool", type="process", base_job_template=ProcessWorker.get_default_base_job_template()
-            )
+        process = WorkPoolCreate(
+            name="process-pool", type="process", base_job_template=ProcessWorker.get_default_base_job_template()
         )
+        client.create_work_pool(process, overwrite=True)
         make_docker_pool("paused-pool")
         client.update_work_pool("paused-pool", WorkPoolUpdate(is_paused=True))
     return name

@@ -27,7 +27,7 @@ def make_docker_pool(name: str, **defaults: Any) -> None:
     for variable, value in {"network_mode": "host", **defaults}.items():
         template["variables"]["properties"][variable]["default"] = value
     with get_client(sync_client=True) as client:
-        client.create_work_pool(WorkPoolCreate(name=name, type="docker", base_job_template=template))
+        client.create_work_pool(WorkPoolCreate(name=name, type="docker", base_job_template=template), overwrite=True)
 
 
 @contextmanager

@@ -4,8 +4,11 @@ import io
 import json
 import logging
 import os
+import subprocess
+import sys
 import tarfile
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -63,6 +66,10 @@ def source(tmp_path: Path) -> Path:
 def uploads(registry: Registry) -> int:
     """How many blobs were sent; one that was mounted is none."""
     return sum(line.startswith("PUT ") and "/blobs/uploads/" in line for line in registry.requests())
+
+
+def delete(url: str) -> None:
+    urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=10).close()
 
 
 class Jobs:
@@ -129,6 +136,27 @@ async def test_another_environment_shares_the_runtime(
     assert uploads(fresh_registry) == before + 1  # the config
     async with jobs.look(first) as (old, _), jobs.look(second) as (new, _):
         assert old.layers[-4:] == new.layers[-4:] or old.layers[-5:] == new.layers[-5:]
+
+
+async def test_a_runtime_layer_that_the_registry_lost_is_made_again(
+    jobs: Jobs, base_layout: BaseLayout, source: Path, fresh_registry: Registry
+) -> None:
+    record = await jobs.environment(base_layout, "alpha")
+    async with jobs.look(await jobs.image(record, source)) as (manifest, _):
+        lost = [layer.digest for layer in manifest.layers[-3:-1]]
+    for digest in lost:
+        delete(f"{fresh_registry.url}/v2/environments-jobs/blobs/{digest}")
+    (source / "train.py").write_text("print('another script')\n")
+    async with jobs.look(await jobs.image(record, source)) as (manifest, _):
+        assert [layer.digest for layer in manifest.layers[-3:-1]] == lost
+
+
+def test_the_flow_in_the_container_loads_nothing_that_the_runtime_lacks() -> None:
+    """What resolves, builds, pushes and starts containers is not there."""
+    absent = ["aiohttp", "azure", "deflate", "docker", "installer", "rattler", "tomli_w", "uv"]
+    code = f"import sys, prefect_environments.flows.job; print([name for name in {absent} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]"), done.stdout
 
 
 async def test_the_image_is_the_environments_with_a_folder_of_its_own_and_no_entrypoint(
