@@ -15,7 +15,7 @@ from prefect_environments.core.formats import requirements as requirements_forma
 from prefect_environments.core.lock.target import Platform
 from prefect_environments.core.names import check_name
 from prefect_environments.core.registry_settings import check_address
-from prefect_environments.core.secrets import SecretReference, SecretValue, looks_secret
+from prefect_environments.core.secrets import SecretReference, SecretValue, check_variables, looks_secret
 
 _DIGEST = re.compile(r"@sha(256|512):[0-9A-Za-z]*$")
 _OPTIONS = (
@@ -296,14 +296,7 @@ class EnvironmentDefinition(BaseModel):
                 SecretReference.parse(given)
         if bool(self.base_image_username) != bool(password):
             raise DefinitionError("base_image_username and base_image_password are given together or not at all")
-        for name, value in self.environment_variables.items():
-            if SecretReference.is_reference(value):
-                SecretReference.parse(value)
-            elif looks_secret(name, value) and not self.allow_literal_secrets:
-                raise DefinitionError(
-                    f"the environment variable {name} looks like a secret, and would be stored in plain text: give a "
-                    "reference (secret:NAME), or set allow_literal_secrets if it is none"
-                )
+        check_variables(self.environment_variables, allow_literal=self.allow_literal_secrets)
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:

@@ -5,10 +5,11 @@ Definitions, versions and flow-run parameters hold *references* only; a value ex
 
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NoReturn, Protocol
 
-from prefect_environments.core.errors import SecretError
+from prefect_environments.core.errors import DefinitionError, SecretError
 from prefect_environments.core.redact import MASK, redact, remember
 
 FORMS = (
@@ -197,6 +198,18 @@ def looks_secret(name: str, value: str) -> bool:
     if SecretReference.is_reference(value) or value.strip().lower() in _PLAIN_VALUES:
         return False
     return bool(_SECRET_VALUES.search(value) or _TOKENS.search(value)) or _secret_name(name)
+
+
+def check_variables(variables: Mapping[str, str], *, allow_literal: bool) -> None:
+    """Raise `DefinitionError` for a literal value that looks like a secret, `SecretError` for a malformed reference."""
+    for name, value in variables.items():
+        if SecretReference.is_reference(value):
+            SecretReference.parse(value)
+        elif looks_secret(name, value) and not allow_literal:
+            raise DefinitionError(
+                f"the environment variable {name} looks like a secret, and would be stored in plain text: give a "
+                "reference (secret:NAME), or set allow_literal_secrets if it is none"
+            )
 
 
 def _secret_name(name: str) -> bool:

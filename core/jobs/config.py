@@ -16,6 +16,7 @@ from prefect_environments.core.jobs.distribution import Distribution
 from prefect_environments.core.names import check_name
 from prefect_environments.core.oci import digest as digests
 from prefect_environments.core.secrets import SecretReference, looks_secret
+from prefect_environments.core.secrets import check_variables as check_literals
 
 LOCAL = ("local", "local:docker", "local:process")
 """Compute targets on this machine: Docker if there is an engine, else a process; or the one that is named."""
@@ -228,10 +229,4 @@ def check_variables(variables: Mapping[str, str], *, allow_literal: bool = False
     for name, value in variables.items():
         if not _VARIABLE.fullmatch(name) or "\0" in value:
             raise DefinitionError(f"{name!r:.100} is no environment variable: its name is letters, digits and '_'")
-        if SecretReference.is_reference(value):
-            SecretReference.parse(value)
-        elif looks_secret(name, value) and not allow_literal:
-            raise DefinitionError(
-                f"the environment variable {name} looks like a secret, and would be stored in plain text: give a "
-                "reference (secret:NAME), or set allow_literal_secrets if it is none"
-            )
+    check_literals(variables, allow_literal=allow_literal)
