@@ -40,7 +40,6 @@ async def built_base(site: Site, definition: EnvironmentDefinition) -> LockedBas
     Raises `SpecificationError` for what cannot be read, `EngineUnavailable`, `BuildError` for a build that fails, and
     the registry's errors.
     """
-    site.progress.step("docker build")
     async with open_inputs(definition, site.scratch) as inputs:
         wanted = await _hash(site, definition, inputs)
         name = f"{NAME}:{wanted}"

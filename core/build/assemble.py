@@ -7,7 +7,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,17 +15,17 @@ from typing import BinaryIO
 
 from prefect_environments.core import files
 from prefect_environments.core.build import catalog as catalogs
-from prefect_environments.core.build import deflate, gzip, recipe, tar
+from prefect_environments.core.build import recipe, tar
 from prefect_environments.core.build.base import BaseImage
-from prefect_environments.core.build.bytecode import Compiler, Spool, compile_wheel
+from prefect_environments.core.build.bytecode import Compiler
 from prefect_environments.core.build.catalog import Catalog
+from prefect_environments.core.build.convert import convert_wheels
 from prefect_environments.core.build.fetch import WheelCache
 from prefect_environments.core.build.inspect import DEFAULT_PATH
-from prefect_environments.core.build.layer import LayerBlob, Overlap, write_wheels
+from prefect_environments.core.build.layer import LayerBlob, Overlap
 from prefect_environments.core.build.plan import PlannedLayer, plan_layers, skeleton_key
 from prefect_environments.core.build.skeleton import write_skeleton
 from prefect_environments.core.build.transfer import copy_blob, shared_path
-from prefect_environments.core.build.wheel import Wheel
 from prefect_environments.core.concurrency import both, gather
 from prefect_environments.core.errors import NotFound, RegistryError
 from prefect_environments.core.lock.model import Lock
@@ -255,18 +255,9 @@ class Assembler:
 def _convert(
     planned: PlannedLayer, paths: list[Path], lock: Lock, file: BinaryIO, scratch: Path, *, compiler: Compiler | None
 ) -> tuple[LayerBlob, _Contents]:
-    with ExitStack() as stack:
-        wheels = []
-        for package, path in zip(planned.packages, paths, strict=True):
-            wheel = Wheel.open(path, package.filename, lock.target)
-            stack.callback(wheel.close)
-            wheels.append((package.name, wheel))
-        if compiler is not None:
-            spool = Spool(stack.enter_context(files.temporary_file(scratch)))
-            for _, wheel in wheels:
-                compile_wheel(wheel, compiler, spool)
-        blob, overlaps = write_wheels(wheels, file, gzip.member if compiler is None else deflate.member)
-        return blob, _Contents(overlaps, {name: list(wheel.contents) for name, wheel in wheels})
+    given = list(zip(planned.packages, paths, strict=True))
+    blob, overlaps, contents = convert_wheels(given, lock.target, file, scratch, compiler=compiler)
+    return blob, _Contents(overlaps, contents)
 
 
 def _convert_conda(

@@ -10,7 +10,7 @@ import platform
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,18 +18,16 @@ from typing import BinaryIO
 
 from prefect_environments.core import canonical, files
 from prefect_environments.core.build import catalog as catalogs
-from prefect_environments.core.build import deflate, gzip, plan, recipe
+from prefect_environments.core.build import plan, recipe
 from prefect_environments.core.build.bytecode import (
     Compiler,
-    Spool,
-    compile_wheel,
     find_interpreter,
     installed_versions,
 )
+from prefect_environments.core.build.convert import convert_wheels
 from prefect_environments.core.build.fetch import WheelCache
-from prefect_environments.core.build.layer import LayerBlob, write_wheels
+from prefect_environments.core.build.layer import LayerBlob
 from prefect_environments.core.build.skeleton import write_skeleton
-from prefect_environments.core.build.wheel import Wheel
 from prefect_environments.core.concurrency import gather
 from prefect_environments.core.errors import BaseImageError, BuildError, NotFound
 from prefect_environments.core.jobs.own_wheel import write_own_wheel
@@ -186,7 +184,9 @@ class _Maker:
         key, scratch = digests.hex_of(canonical.digest(inputs)), self.site.scratch
         with files.storage("writing a layer", scratch), files.temporary_file(scratch) as file:
             given = list(zip(group, paths, strict=True))
-            blob = await asyncio.to_thread(_convert, given, self.target, compiler, file, scratch)
+            blob, _, _ = await asyncio.to_thread(
+                convert_wheels, given, self.target, file, scratch, compiler=compiler, prefix=PREFIX
+            )
             title = ", ".join(f"{package.name} {package.version}" for package in group[:4])
             return await self._sent(key, blob, f"{title}{', …' * (len(group) > 4)}", file)
 
@@ -237,19 +237,3 @@ def compiling_python(target: Target) -> str:
 
 def _compiler(version: str) -> AbstractContextManager[Compiler | None]:
     return Compiler(version) if version else nullcontext()
-
-
-def _convert(
-    given: list[tuple[LockedPackage, Path]], target: Target, compiler: Compiler | None, file: BinaryIO, scratch: Path
-) -> LayerBlob:
-    with ExitStack() as stack:
-        wheels = []
-        for package, path in given:
-            wheel = Wheel.open(path, package.filename, target, PREFIX)
-            stack.callback(wheel.close)
-            wheels.append((package.name, wheel))
-        if compiler is not None:
-            spool = Spool(stack.enter_context(files.temporary_file(scratch)))
-            for _, wheel in wheels:
-                compile_wheel(wheel, compiler, spool)
-        return write_wheels(wheels, file, gzip.member if compiler is None else deflate.member)[0]
