@@ -36,6 +36,7 @@ lint: $(VENV)/.dev ## ruff, mypy --strict, and the direction of imports
 bench: $(VENV)/.dev parts ## measure what the documentation claims
 	$(BIN)/python -m benchmarks $(ARGS)
 	$(BIN)/python -m benchmarks.bytecode $(ARGS)
+	$(BIN)/python -m benchmarks.jobs $(ARGS)
 
 profile: $(VENV)/.dev parts ## the cold path stage by stage, beside this machine's limits
 	$(BIN)/python -m benchmarks.profile $(ARGS)

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from prefect.blocks.core import Block
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
-from prefect_environments.blocks.base import DOCUMENTATION_URL, LOGO_URL, EnvironmentsBlock
+from prefect_environments.blocks.base import DOCUMENTATION_URL, LOGO_URL, EnvironmentsBlock, given
 from prefect_environments.core.azure.clouds import CLOUDS, Cloud, CloudName
 from prefect_environments.core.azure.credentials import Identity, IdentityKind, token_credential
 from prefect_environments.core.errors import DefinitionError
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from azure.core.credentials import TokenCredential
 
 _ENDPOINTS = ("authority_host", "key_vault_suffix", "registry_suffix", "registry_audience", "resource_manager")
+_TEXTS = (
+    *("tenant_id", "client_id", "client_secret", "certificate", "certificate_path", "certificate_password"),
+    *("token_file", *_ENDPOINTS, "ca_file"),
+)
 
 
 class AzureCredentials(EnvironmentsBlock):
@@ -74,6 +78,8 @@ class AzureCredentials(EnvironmentsBlock):
         default=None, description="PEM file with certificate authorities to trust in addition to the system's."
     )
 
+    _no_empty_text = field_validator(*_TEXTS)(given)
+
     @model_validator(mode="after")
     def _fitting(self) -> Self:
         self.identity()
@@ -105,16 +111,16 @@ class AzureCredentials(EnvironmentsBlock):
         """What core needs to sign in. Raises `DefinitionError` for fields that don't fit the kind."""
         return Identity(
             kind=self.kind,
-            tenant_id=self.tenant_id or None,
-            client_id=self.client_id or None,
+            tenant_id=self.tenant_id,
+            client_id=self.client_id,
             client_secret=_plain(self.client_secret),
             certificate=_plain(self.certificate),
-            certificate_path=self.certificate_path or None,
+            certificate_path=self.certificate_path,
             certificate_password=_plain(self.certificate_password),
-            token_file=self.token_file or None,
+            token_file=self.token_file,
             cloud=self.endpoints(),
             instance_discovery=self.instance_discovery,
-            ca_file=self.ca_file or None,
+            ca_file=self.ca_file,
         )
 
     def endpoints(self) -> Cloud:
@@ -128,7 +134,7 @@ class AzureCredentials(EnvironmentsBlock):
 
 
 def _plain(secret: SecretStr | None) -> str | None:
-    return secret.get_secret_value() or None if secret else None
+    return secret.get_secret_value() if secret else None
 
 
 def _text(block: Block, name: str) -> str | None:

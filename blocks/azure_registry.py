@@ -5,8 +5,10 @@ from typing import ClassVar, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from prefect_environments.blocks.azure import AzureCredentials
-from prefect_environments.blocks.base import DOCUMENTATION_URL, LOGO_URL, EnvironmentsBlock
-from prefect_environments.blocks.secrets import PrefectSecretStore
+from prefect_environments.blocks.base import DOCUMENTATION_URL, LOGO_URL, given
+from prefect_environments.blocks.context import InWorkspace
+from prefect_environments.blocks.keyvault import Keyvault
+from prefect_environments.blocks.secrets import registry_secrets
 from prefect_environments.core import loop
 from prefect_environments.core.azure import acr, acr_import
 from prefect_environments.core.azure.acr import AcrTag
@@ -17,11 +19,12 @@ from prefect_environments.core.registry_settings import LAYOUT_PREFIX, RegistryS
 from prefect_environments.core.secrets import SecretStore, resolve
 
 
-class AzureContainerRegistry(EnvironmentsBlock):
+class AzureContainerRegistry(InWorkspace):
     """An Azure Container Registry, and who signs in to it.
 
     With credentials, their identity does; with a username and a password, the admin user or a token of the registry;
-    without either, what `az acr login` and Docker's credential helpers stored, else nobody (anonymous pull).
+    without either, the workspace's credentials, else what `az acr login` and Docker's credential helpers stored, else
+    nobody (anonymous pull).
 
     Example:
         Load a stored registry and list what is in it:
@@ -40,13 +43,16 @@ class AzureContainerRegistry(EnvironmentsBlock):
     login_server: str = Field(default=..., description="The registry's login server, such as myregistry.azurecr.io.")
     credentials: AzureCredentials | None = Field(
         default=None,
-        description="The identity that signs in; it needs AcrPull, and AcrPush to build into the registry.",
+        description="Who signs in, if not the workspace's credentials; needs AcrPull, and AcrPush to build into it.",
     )
     username: str | None = Field(
         default=None, description="In place of credentials: the admin user or a token's name, or a secret reference."
     )
     password: SecretStr | None = Field(
         default=None, description="The password that goes with it, or a secret reference such as secret:NAME."
+    )
+    keyvault: Keyvault | None = Field(
+        default=None, title="Key Vault", description="The vault that these two name, if no workspace knows it."
     )
     lock_registered: bool = Field(
         default=False, description="Lock the image of each registered version, so that it is never overwritten or lost."
@@ -61,6 +67,8 @@ class AzureContainerRegistry(EnvironmentsBlock):
     ca_file: str | None = Field(
         default=None, description="PEM file with certificate authorities to trust in addition to the system's."
     )
+
+    _no_empty_text = field_validator("username", "password", "subscription_id", "resource_group", "ca_file")(given)
 
     @field_validator("login_server")
     @classmethod
@@ -87,17 +95,22 @@ class AzureContainerRegistry(EnvironmentsBlock):
         password = self.password.get_secret_value() if self.password else None
         azure = AzureRegistry(
             self.login_server,
-            self.credentials.identity() if self.credentials else None,
-            self.subscription_id or None,
-            self.resource_group or None,
+            self.credentials.identity() if self.credentials else self._context.identity,
+            self.subscription_id,
+            self.resource_group,
             self.lock_registered,
             self._described(),
         )
         return RegistrySettings(self.login_server, self.username, password, ca_file=self.ca_file, azure=azure)
 
-    async def resolved_settings(self, secrets: SecretStore) -> RegistrySettings:
-        """The same with references resolved, for use at once. Raises `SecretError`."""
-        return await self.settings().resolved(secrets)
+    @property
+    def secrets(self) -> SecretStore:
+        """What resolves its references: Secret blocks, its own Key Vault, and those of the workspace that it is in."""
+        return registry_secrets(self.keyvault, self._context)
+
+    async def resolved_settings(self, secrets: SecretStore | None = None) -> RegistrySettings:
+        """The same with references resolved, by `secrets` or its own, for use at once. Raises `SecretError`."""
+        return await self.settings().resolved(secrets or self.secrets)
 
     def list_repositories(self) -> list[str]:
         """The paths of all repositories. All methods raise `RegistryAuthError` that names the role that is missing,
@@ -137,7 +150,7 @@ class AzureContainerRegistry(EnvironmentsBlock):
         """Have Azure copy the image `source` (`registry.example.com/team/image:tag`) to `target` (`path:tag`) of this
         registry. `username` and `password` (or references) are for the source; `source_registry_id` is the resource id
         of another Container Registry, which needs none. Needs the extra `prefect-environments[azure-tasks]`."""
-        login = _login(username, password)
+        login = _login(username, password, self.secrets)
         loop.run(
             acr_import.import_image(
                 self._resolved(),
@@ -150,18 +163,20 @@ class AzureContainerRegistry(EnvironmentsBlock):
         )
 
     def _resolved(self) -> RegistrySettings:
-        return loop.run(self.settings().resolved(PrefectSecretStore()))
+        return loop.run(self.resolved_settings())
 
     def _described(self) -> str:
         parts = [f"block {self._block_document_name!r}"] if self._block_document_name else []
         if self.credentials is not None and self.credentials._block_document_name:
             parts.append(f"credentials {self.credentials._block_document_name!r}")
+        elif self.credentials is None and self._context.credentials:
+            parts.append(self._context.credentials)
         return ", ".join(["AzureContainerRegistry", *parts])
 
 
-def _login(username: str | None, password: str | None) -> Credentials | None:
+def _login(username: str | None, password: str | None, secrets: SecretStore) -> Credentials | None:
     if username is None and password is None:
         return None
-    store = PrefectSecretStore()
-    found = [loop.run(resolve(part, store)) for part in (username, password)]
-    return Credentials(str(found[0] or ""), str(found[1] or ""))
+    user = loop.run(resolve(username, secrets, "username of the source"))
+    word = loop.run(resolve(password, secrets, "password of the source"))
+    return Credentials(str(user or ""), str(word or ""))

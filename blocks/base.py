@@ -1,7 +1,7 @@
 """What all blocks of this package share: how they show themselves in JSON, and that they never spill secrets."""
 
 from abc import ABC
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from prefect.blocks.core import Block
 from prefect.client.schemas.objects import BlockDocument
@@ -11,6 +11,8 @@ from prefect_environments.core.errors import SecretError
 
 DOCUMENTATION_URL = HttpUrl("https://github.com/prefect-environments/prefect-environments")
 LOGO_URL = HttpUrl("https://raw.githubusercontent.com/prefect-environments/prefect-environments/main/docs/logo.png")
+
+_Text = TypeVar("_Text", str, SecretStr)
 
 
 class EnvironmentsBlock(Block, ABC):
@@ -41,6 +43,12 @@ class EnvironmentsBlock(Block, ABC):
                     f'in {name}.save("my-{nested.get_block_type_slug()}"), so that its secret stays in its own block'
                 )
         return super()._to_block_document(*args, **kwargs)
+
+
+def given(text: _Text | None) -> _Text | None:
+    """`None` for a text without content: the form in the UI has no other way to leave one out."""
+    plain = text.get_secret_value() if isinstance(text, SecretStr) else text
+    return text if plain and plain.strip() else None
 
 
 def holds_secret(block: Block) -> bool:

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from prefect_environments.blocks.base import DOCUMENTATION_URL, LOGO_URL, EnvironmentsBlock
+from prefect_environments.blocks.base import DOCUMENTATION_URL, LOGO_URL, EnvironmentsBlock, given
 from prefect_environments.core.errors import DefinitionError
 from prefect_environments.core.secrets import SecretStore, resolve
 
@@ -34,6 +34,8 @@ class PackageIndexCredentials(EnvironmentsBlock):
     password: SecretStr | None = Field(
         default=None, description="Password or token, or a secret reference such as secret:NAME."
     )
+
+    _no_empty_text = field_validator("username", "password")(given)
 
     @field_validator("url")
     @classmethod

@@ -7,12 +7,13 @@ from pydantic import Field, field_validator, model_validator
 
 from prefect_environments.blocks.azure import AzureCredentials
 from prefect_environments.blocks.base import DOCUMENTATION_URL, LOGO_URL, EnvironmentsBlock
+from prefect_environments.blocks.context import InWorkspace
 from prefect_environments.core.azure.credentials import Identity
 from prefect_environments.core.azure.keyvault import LONGEST_CACHE, KeyVault, VaultSettings, check_secret, open_vault
 from prefect_environments.core.secrets import SecretReference
 
 
-class Keyvault(EnvironmentsBlock):
+class Keyvault(InWorkspace):
     """An Azure Key Vault. Its secrets are read when they are used, and never stored by Prefect.
 
     Example:
@@ -31,7 +32,7 @@ class Keyvault(EnvironmentsBlock):
 
     vault: str = Field(default=..., description="The vault's name, or its address, such as https://team.example.com.")
     credentials: AzureCredentials | None = Field(
-        default=None, description="Who reads the vault; the default chain of identities if none is given."
+        default=None, description="Who reads the vault; else the workspace's credentials or the default chain."
     )
     cache_seconds: int = Field(
         default=300, ge=0, le=LONGEST_CACHE, description="How long a value is kept in memory, at most 600 seconds."
@@ -44,13 +45,13 @@ class Keyvault(EnvironmentsBlock):
 
     def settings(self) -> VaultSettings:
         """What core needs to read the vault."""
-        identity = self.credentials.identity() if self.credentials else Identity()
-        return VaultSettings(self.vault, identity, self.cache_seconds)
+        identity = self.credentials.identity() if self.credentials else self._context.identity or Identity()
+        return VaultSettings(self.vault, identity, self.cache_seconds, self._described())
 
     def known_vaults(self, others: Iterable[str] = ()) -> list[VaultSettings]:
         """This vault and others, by name or address, that are read with the same credentials."""
         own = self.settings()
-        return [own, *(VaultSettings(other, own.identity, own.cache_seconds) for other in others)]
+        return [own, *(VaultSettings(other, own.identity, own.cache_seconds, own.block) for other in others)]
 
     def get_secret(self, name: str, version: str | None = None) -> str:
         """A secret's value, of the newest version if none is given. It remembers its reference, which is what gets
@@ -67,6 +68,15 @@ class Keyvault(EnvironmentsBlock):
 
     def _open(self) -> KeyVault:
         return open_vault(self.settings())
+
+    def _described(self) -> str:
+        credentials = ""
+        if self.credentials is not None and self.credentials._block_document_name:
+            credentials = f"credentials {self.credentials._block_document_name!r}"
+        elif self.credentials is None:
+            credentials = self._context.credentials
+        own = f"block {self._block_document_name!r}" if self._block_document_name else ""
+        return ", ".join(part for part in (own and f"Keyvault {own}", credentials) if part)
 
 
 class KeyvaultSecret(EnvironmentsBlock):

@@ -4,13 +4,16 @@ from typing import ClassVar, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from prefect_environments.blocks.base import DOCUMENTATION_URL, LOGO_URL, EnvironmentsBlock
+from prefect_environments.blocks.base import DOCUMENTATION_URL, LOGO_URL, given
+from prefect_environments.blocks.context import InWorkspace
+from prefect_environments.blocks.keyvault import Keyvault
+from prefect_environments.blocks.secrets import registry_secrets
 from prefect_environments.core.errors import DefinitionError
 from prefect_environments.core.registry_settings import LAYOUT_PREFIX, RegistrySettings, check_address
 from prefect_environments.core.secrets import SecretStore
 
 
-class ContainerRegistry(EnvironmentsBlock):
+class ContainerRegistry(InWorkspace):
     """An OCI registry, or an image-layout folder on disk, with the credentials to use it.
 
     Example:
@@ -35,10 +38,15 @@ class ContainerRegistry(EnvironmentsBlock):
         default=None,
         description="Password or token, or a secret reference such as secret:NAME or @Microsoft.KeyVault(…).",
     )
+    keyvault: Keyvault | None = Field(
+        default=None, title="Key Vault", description="The vault that these two name, if no workspace knows it."
+    )
     plain_http: bool = Field(default=False, description="Talk HTTP without TLS, for a registry on a trusted network.")
     ca_file: str | None = Field(
         default=None, description="PEM file with certificate authorities to trust in addition to the system's."
     )
+
+    _no_empty_text = field_validator("username", "password", "ca_file")(given)
 
     @field_validator("address")
     @classmethod
@@ -58,6 +66,11 @@ class ContainerRegistry(EnvironmentsBlock):
         password = self.password.get_secret_value() if self.password else None
         return RegistrySettings(self.address, self.username, password, self.plain_http, self.ca_file)
 
-    async def resolved_settings(self, secrets: SecretStore) -> RegistrySettings:
-        """The same with references resolved, for use at once. Raises `SecretError`."""
-        return await self.settings().resolved(secrets)
+    @property
+    def secrets(self) -> SecretStore:
+        """What resolves its references: Secret blocks, its own Key Vault, and those of the workspace that it is in."""
+        return registry_secrets(self.keyvault, self._context)
+
+    async def resolved_settings(self, secrets: SecretStore | None = None) -> RegistrySettings:
+        """The same with references resolved, by `secrets` or its own, for use at once. Raises `SecretError`."""
+        return await self.settings().resolved(secrets or self.secrets)

@@ -5,10 +5,12 @@ from collections.abc import Iterable
 import httpx
 from prefect.blocks.system import Secret
 
+from prefect_environments.blocks.context import Context
+from prefect_environments.blocks.keyvault import Keyvault
 from prefect_environments.core.azure.keyvault import VaultSettings
 from prefect_environments.core.azure.store import KeyVaultSecretStore
 from prefect_environments.core.errors import SecretError
-from prefect_environments.core.secrets import SecretReference
+from prefect_environments.core.secrets import SecretReference, SecretStore
 
 
 class PrefectSecretStore:
@@ -51,3 +53,9 @@ class WorkspaceSecretStore(PrefectSecretStore):
         if reference.form == "block":
             return await super().get(reference)
         return await self._vaults.get(reference)
+
+
+def registry_secrets(keyvault: Keyvault | None, context: Context) -> SecretStore:
+    """What resolves the references of a registry's block: Secret blocks, its Key Vault, its workspace's vaults."""
+    own = [keyvault.within(context).settings()] if keyvault else []
+    return WorkspaceSecretStore([*own, *context.vaults], allow_unknown=context.allow_unknown)

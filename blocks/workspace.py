@@ -3,13 +3,16 @@
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from prefect_environments.blocks.azure import AzureCredentials
 from prefect_environments.blocks.azure_registry import AzureContainerRegistry
 from prefect_environments.blocks.base import DOCUMENTATION_URL, LOGO_URL, EnvironmentsBlock
+from prefect_environments.blocks.context import Context
 from prefect_environments.blocks.credentials import PackageIndexCredentials
 from prefect_environments.blocks.keyvault import Keyvault
 from prefect_environments.blocks.loading import check_work_pool, load_block
@@ -70,6 +73,10 @@ class Workspace(EnvironmentsBlock):
         default=None,
         title="Key Vault",
         description="The vault that references such as @Microsoft.KeyVault(VaultName=…;SecretName=…) are read from.",
+    )
+    credentials: AzureCredentials | None = Field(
+        default=None,
+        description="Who signs in to an Azure registry and to vaults whose blocks name no credentials of their own.",
     )
     default_base_image: str | None = Field(
         default=None, description="Base image of environments that name none, such as python:3.12-slim."
@@ -156,6 +163,14 @@ class Workspace(EnvironmentsBlock):
         return [line.strip() for line in lines if line.strip()]  # the form adds empty rows
 
     @model_validator(mode="after")
+    def _lend(self) -> Self:
+        # first, as the other validators look at what comes of it; so that methods of both blocks work, too
+        if self.keyvault is not None:
+            self.keyvault = self.keyvault.within(self._identified)
+        self.registry = self.registry.within(self.context)
+        return self
+
+    @model_validator(mode="after")
     def _fitting_vaults(self) -> Self:
         if self.keyvault is None and (self.known_vaults or self.allow_unknown_vaults):
             raise DefinitionError(
@@ -183,13 +198,13 @@ class Workspace(EnvironmentsBlock):
         variable `PREFECT_ENVIRONMENTS_WORKSPACE`, else the `workspace_name` of Azure ML's `.azureml/config.json` or
         `config.json` here or in a folder above, else the block `default`.
 
-        `auth` has no effect: who signs in is a matter of the registry's and the vault's blocks. Raises
-        `DefinitionError` that says what was tried, and `SpecificationError` for a file that cannot be read.
+        `auth` has no effect: who signs in is a matter of the blocks. Raises `DefinitionError` that says what was tried,
+        and `SpecificationError` for a file that cannot be read.
         """
         if auth is not None:
             warnings.warn(
-                "Workspace.from_config: auth has no effect; the workspace's registry and Key Vault blocks have "
-                "credentials of their own (AzureCredentials)",
+                "Workspace.from_config: auth has no effect; the workspace, its registry and its Key Vault have "
+                "credentials of their own (AzureCredentials blocks)",
                 stacklevel=2,
             )
         choice = workspace_config.choose(path, file_name=_file_name)
@@ -216,8 +231,26 @@ class Workspace(EnvironmentsBlock):
 
     @property
     def vaults(self) -> list[VaultSettings]:
-        """The Key Vaults that it knows, the default one first."""
-        return self.keyvault.known_vaults(self.known_vaults) if self.keyvault else []
+        """The Key Vaults that it knows, the default one first; its registry's own vault is the last."""
+        found = list(self.context.vaults)
+        if self.registry.keyvault is not None:
+            own = self.registry.keyvault.within(self._identified).settings()
+            found += [own] if own.host not in {known.host for known in found} else []
+        return found
+
+    @property
+    def context(self) -> Context:
+        """What counts for a registry that names none of its own: who signs in, and which vaults are known."""
+        lent = self._identified
+        vaults = self.keyvault.within(lent).known_vaults(self.known_vaults) if self.keyvault else []
+        return replace(lent, vaults=tuple(vaults), allow_unknown=self.allow_unknown_vaults)
+
+    @property
+    def _identified(self) -> Context:
+        if self.credentials is None:
+            return Context()
+        name = self.credentials._block_document_name
+        return Context(self.credentials.identity(), f"credentials {name!r} of the workspace" if name else "")
 
     def get_default_keyvault(self) -> Keyvault:
         """The workspace's Key Vault. Raises `DefinitionError` if it has none."""
@@ -225,26 +258,32 @@ class Workspace(EnvironmentsBlock):
             raise DefinitionError(
                 f"the workspace {self.name!r} has no Key Vault; set its field keyvault to a Keyvault block"
             )
-        return self.keyvault
+        return self.keyvault.within(self._identified)
 
-    def check(self) -> list[Finding]:
-        """What works, and what to fix: sign-in, registry, pulling, pushing, vaults, versions, indexes, what builds.
+    def check(self, *, deleting: bool = False) -> list[Finding]:
+        """What works, and what to fix: sign-in, registry, pulling, pushing, vaults, versions, indexes, what builds;
+        locking where registered images are to be locked, and with `deleting` whether images may be deleted.
 
         Stores nothing: an upload is opened and cancelled. Raises nothing for what does not work.
         """
-        return loop.run(self.acheck())
+        return loop.run(self.acheck(deleting=deleting))
 
-    async def acheck(self) -> list[Finding]:
+    async def acheck(self, *, deleting: bool = False) -> list[Finding]:
         """The same for code that runs in a loop."""
+        from prefect_environments.core.azure.acr_rights import check_rights  # noqa: PLC0415
         from prefect_environments.core.checking import check  # noqa: PLC0415  # clients of all that it looks at
 
-        found = await check(self)
+        path = f"{self.repository_prefix}/check"
+        found = [
+            *await check(self),
+            *await check_rights(self.registry_settings, self.secrets, path, deleting=deleting),
+        ]
         return [*found, await check_work_pool(self.work_pool)] if self.work_pool else found
 
     @property
     def registry_settings(self) -> RegistrySettings:
         """How core reaches the registry, references not resolved."""
-        return self.registry.settings()
+        return self.registry.within(self.context).settings()
 
     @property
     def acr_tasks(self) -> TasksSettings | None:

@@ -8,7 +8,7 @@ from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.errors import ImageError
 from prefect_environments.core.lock.model import Lock
 from prefect_environments.core.oci import digest as digests
-from prefect_environments.core.oci.artifact import TITLE, put_artifact
+from prefect_environments.core.oci.artifact import TITLE, artifact_manifest, put_artifact
 from prefect_environments.core.oci.descriptor import Descriptor
 from prefect_environments.core.oci.image import ImageManifest
 from prefect_environments.core.oci.repository import Repository
@@ -32,19 +32,35 @@ class Attached:
 
 async def attach(repository: Repository, image: Descriptor, definition: EnvironmentDefinition, lock: Lock) -> Attached:
     """Attach definition, lock and SBOM to an image; what is attached already is left as it is."""
-    contents = {
-        DEFINITION: canonical.dumps(definition.model_dump(mode="json")),
-        LOCK: lock.to_pylock().encode(),
-        SBOM: sbom.write_sbom(lock),
-    }
+    contents = _contents(definition, lock)
     found = {kind: (await _attach(repository, image, kind, content)).digest for kind, content in contents.items()}
     await _relist(repository, image.digest, set(found.values()))
     return Attached(found[DEFINITION], found[LOCK], found[SBOM])
 
 
+def expected(image: Descriptor, definition: EnvironmentDefinition, lock: Lock) -> Attached:
+    """What `attach` would give, without asking the registry."""
+    digest = {
+        kind: digests.of(artifact_manifest(_blob(kind, content), kind, subject=image).to_bytes())
+        for kind, content in _contents(definition, lock).items()
+    }
+    return Attached(digest[DEFINITION], digest[LOCK], digest[SBOM])
+
+
+def _contents(definition: EnvironmentDefinition, lock: Lock) -> dict[str, bytes]:
+    return {
+        DEFINITION: canonical.dumps(definition.model_dump(mode="json")),
+        LOCK: lock.to_pylock().encode(),
+        SBOM: sbom.write_sbom(lock),
+    }
+
+
+def _blob(kind: str, content: bytes) -> Descriptor:
+    return Descriptor(kind, digests.of(content), len(content), {TITLE: _TITLES[kind]})
+
+
 async def _attach(repository: Repository, image: Descriptor, kind: str, content: bytes) -> Descriptor:
-    blob = Descriptor(kind, digests.of(content), len(content), {TITLE: _TITLES[kind]})
-    return await put_artifact(repository, blob, content, subject=image)
+    return await put_artifact(repository, _blob(kind, content), content, subject=image)
 
 
 async def _relist(repository: Repository, image: str, wanted: set[str]) -> None:

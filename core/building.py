@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from prefect_environments.core import attachments, hashes
@@ -43,8 +44,8 @@ async def build(site: Site, definition: EnvironmentDefinition, lock: Lock, *, fo
         built = await _as_it_is(site, wanted, lock, repository, tag)
     else:
         built = await _assemble(site, wanted, lock, repository, tag)
-    await attachments.attach(repository, built.descriptor, definition, lock)
-    return built
+    attached = await attachments.attach(repository, built.descriptor, definition, lock)
+    return replace(built, attached=attached)
 
 
 async def _as_it_is(

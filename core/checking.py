@@ -16,7 +16,7 @@ import aiohttp
 from prefect_environments.core.distribution.limits import Limits
 from prefect_environments.core.errors import NotFound, PrefectEnvironmentsError, RegistryUnreachable, ResolveError
 from prefect_environments.core.findings import Finding
-from prefect_environments.core.lock import urls
+from prefect_environments.core.lock import feeds, urls
 from prefect_environments.core.redact import redact
 from prefect_environments.core.references import feed_logins
 from prefect_environments.core.registry_settings import RegistrySettings
@@ -101,7 +101,8 @@ def _sign_ins(settings: RegistrySettings, vaults: "list[VaultSettings]") -> Iter
         yield _Check(
             "Azure credentials",
             lambda identity=identity, resource=resource: asyncio.to_thread(_sign_in, identity, resource),  # type: ignore[misc]
-            "Correct the AzureCredentials block of the registry or vault; on Azure prefer kind managed-identity",
+            "Correct the AzureCredentials block of the workspace, registry or vault; "
+            "on Azure prefer kind managed-identity",
         )
 
 
@@ -113,7 +114,7 @@ def _sign_in(identity: "Identity", resource: str) -> str:
 
     try:
         token = token_credential(identity).get_token(f"{resource}/.default")
-    except AzureError as error:
+    except (AzureError, OSError, ValueError) as error:
         said = sign_in_failure(error, identity)
     else:
         ends = datetime.fromtimestamp(token.expires_on, UTC)
@@ -233,12 +234,11 @@ def _feed_checks(workspace: Workspace) -> Iterator[_Check]:
         (pip,) = (package for package in lock.packages if package.name == "pip")
         return f"{workspace.index_url or 'the default index'} has pip {pip.version}"
 
-    async def feeds() -> str:
-        found = {url: login for url, login in (await feed_logins(workspace)).items() if url != workspace.index_url}
-        async with aiohttp.ClientSession(trust_env=True, timeout=_FEED_LIMIT) as session:
-            for url, login in found.items():
-                await _ask_feed(session, url, login)
-        return f"{', '.join(found)} let us in" if found else "no further feed wants a sign-in"
+    async def further() -> str:
+        logins = {url: login for url, login in (await feed_logins(workspace)).items() if url != workspace.index_url}
+        async with feeds.open_session(_FEED_LIMIT) as session:
+            found = [await _ask_feed(session, url, login) for url, login in logins.items()]
+        return "; ".join(found) or "no further feed wants a sign-in"
 
     named = workspace.index_url is not None
     yield _Check(
@@ -249,12 +249,12 @@ def _feed_checks(workspace: Workspace) -> Iterator[_Check]:
         required=named,
     )
     if getattr(workspace, "feeds", None):
-        yield _Check("private feeds", feeds, "Correct the PackageIndexCredentials blocks that feeds names")
+        yield _Check("private feeds", further, "Correct the PackageIndexCredentials blocks that feeds names")
 
 
-async def _ask_feed(session: aiohttp.ClientSession, url: str, login: tuple[str, str]) -> None:
+async def _ask_feed(session: aiohttp.ClientSession, url: str, login: tuple[str, str]) -> str:
     try:
-        async with session.get(url, headers=urls.authorization(login)) as answer:
+        async with feeds.request(session, "GET", url, {url: login}) as answer:
             status = answer.status
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise RegistryUnreachable(f"the feed {url} could not be reached: {type(error).__name__}") from None
@@ -262,6 +262,9 @@ async def _ask_feed(session: aiohttp.ClientSession, url: str, login: tuple[str, 
         raise ResolveError(f"the feed {url} refused user and password (HTTP {status})")
     if status >= 500:
         raise RegistryUnreachable(f"the feed {url} answered HTTP {status}")
+    if status >= 400:  # some have no page of their own, and yet packages below it
+        return f"{url} answers HTTP {status}, so it is not known whether it takes user and password: check its address"
+    return f"{url} let us in"
 
 
 def _builder(workspace: Workspace) -> _Check:

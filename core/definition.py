@@ -5,10 +5,18 @@ It holds secret references only, never values: everything in it may be read by e
 
 import re
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from prefect_environments.core.errors import DefinitionError
 from prefect_environments.core.formats import requirements as requirements_format
@@ -33,6 +41,15 @@ _ONE_LINE = (
     *("build_target", "interpreter_path", "extends", "requires_python", "index_url"),
 )
 """Fields where blanks around the value are a slip of who pasted it."""
+_TEXT_OR_LIST = WithJsonSchema(
+    {
+        "anyOf": [
+            {"type": "string", "title": "Text"},
+            {"type": "array", "items": {"type": "string"}, "title": "List"},
+        ]
+    }
+)
+"""In the form: text to paste into, or a list of rows."""
 _BUILT = ("dockerfile", "build_context")
 _NEEDS = {
     "dockerfile_path": ("build_context",),
@@ -60,6 +77,7 @@ class EnvironmentDefinition(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", title="Environment", hide_input_in_errors=True)
 
+    # The order is that of the form in the UI: what few need comes last.
     name: str = Field(
         description="1 to 128 letters, digits, '.', '_' and '-', first a letter or digit. Versions count by name.",
     )
@@ -67,9 +85,10 @@ class EnvironmentDefinition(BaseModel):
         default="",
         description="Image to build on, such as python:3.12-slim; empty: the workspace's default base image.",
     )
-    requirements: tuple[str, ...] = Field(
+    requirements: Annotated[tuple[str, ...], _TEXT_OR_LIST] = Field(
         default=(),
-        description="pip requirements, one a line, as in requirements.txt: pandas>=2, scikit-learn==1.5.2 …",
+        json_schema_extra={"default": ""},  # opens the form's text, to paste into
+        description="pip requirements, as in requirements.txt: pasted as they are, or as a list.",
     )
     conda_dependencies: tuple[str, ...] = Field(
         default=(), description="conda packages as match specs: python=3.11, conda-forge::libgomp, numpy>=2 …"
@@ -79,10 +98,27 @@ class EnvironmentDefinition(BaseModel):
     )
     environment_variables: dict[str, str] = Field(
         default_factory=dict,
-        description="Set when a job runs, not baked into the image. A secret is given by reference: secret:NAME.",
+        description="Set when a job runs, not baked into the image. A secret is given by reference: "
+        '{"TOKEN": "secret:NAME"}.',
     )
     description: str = Field(default="", description="What the environment is for; shown with its versions.")
-    tags: dict[str, str] = Field(default_factory=dict, description="Free labels, kept with the version.")
+    tags: dict[str, str] = Field(
+        default_factory=dict, description='Free labels, kept with the version: {"team": "vision"}.'
+    )
+    extends: str = Field(
+        default="", description="A registered environment to add to, as name:version. None of its packages moves."
+    )
+    constraints: tuple[str, ...] = Field(
+        default=(), description="Limits on versions of packages; they install nothing."
+    )
+    pylock: str = Field(
+        default="",
+        title="Lock (pylock.toml)",
+        description="Text of a PEP 751 lock (pylock.toml), used as it is in place of requirements.",
+    )
+    requires_python: str = Field(
+        default="", description="Python that the packages need, such as >=3.11; the image's is checked against it."
+    )
     dockerfile: str = Field(default="", description="Text of a Dockerfile to build the base image with.")
     build_context: str = Field(
         default="", description="Folder, or git URL with a commit (URL#COMMIT:FOLDER), to build the base image from."
@@ -98,6 +134,13 @@ class EnvironmentDefinition(BaseModel):
         default_factory=dict,
         description="Secret references by the id that RUN --mount=type=secret,id=… names: {token: secret:NAME}.",
     )
+    base_image_username: str = Field(default="", description="User name for the base image's registry, or secret:NAME.")
+    base_image_password: str = Field(
+        default="", description="Secret reference to the base image registry's password: secret:NAME."
+    )
+    base_image_registry: str = Field(
+        default="", description="With a Dockerfile: the registry (host[:port]) that user name and password are for."
+    )
     user_managed: bool = Field(
         default=False, description="Install nothing: jobs run with the Python that the image brings."
     )
@@ -105,30 +148,16 @@ class EnvironmentDefinition(BaseModel):
     mirror: bool = Field(
         default=False, description="Copy a user-managed image into the workspace's registry, instead of pointing to it."
     )
-    extends: str = Field(
-        default="", description="A registered environment to add to, as name:version. None of its packages moves."
+    platform: str = Field(default="linux/amd64", description="linux/amd64 or linux/arm64.")
+    index_url: str = Field(
+        default="", title="Index URL", description="Package index to use instead of the default one."
     )
-    pylock: str = Field(
-        default="", description="Text of a PEP 751 lock (pylock.toml), used as it is in place of requirements."
-    )
-    constraints: tuple[str, ...] = Field(
-        default=(), description="Limits on versions of packages; they install nothing."
-    )
-    requires_python: str = Field(
-        default="", description="Python that the packages need, such as >=3.11; the image's is checked against it."
-    )
-    compile_bytecode: bool = Field(
-        default=False,
-        description="Put compiled bytecode (.pyc) into the image: larger and slower to build, but the first import is "
-        "fast. The machine that builds must have the image's version of Python.",
-    )
-    index_url: str = Field(default="", description="Package index to use instead of the default one.")
     extra_index_urls: tuple[str, ...] = Field(
-        default=(), description="More package indexes, asked before the main one."
+        default=(), title="Extra Index URLs", description="More package indexes, asked before the main one."
     )
     find_links: tuple[str, ...] = Field(default=(), description="Folders or pages with links to wheels.")
     no_index: bool = Field(default=False, description="Use find_links only, no package index.")
-    pre: bool = Field(default=False, description="Allow pre-releases of all packages.")
+    pre: bool = Field(default=False, title="Pre-releases", description="Allow pre-releases of all packages.")
     only_binary: tuple[str, ...] = Field(
         default=(), description="Packages (or :all:) whose source distributions are not looked at."
     )
@@ -140,13 +169,10 @@ class EnvironmentDefinition(BaseModel):
         default=False,
         description="Build pure-Python packages without a wheel on the worker. This runs the package's own code there.",
     )
-    platform: str = Field(default="linux/amd64", description="linux/amd64 or linux/arm64.")
-    base_image_username: str = Field(default="", description="User name for the base image's registry, or secret:NAME.")
-    base_image_password: str = Field(
-        default="", description="Secret reference to the base image registry's password: secret:NAME."
-    )
-    base_image_registry: str = Field(
-        default="", description="With a Dockerfile: the registry (host[:port]) that user name and password are for."
+    compile_bytecode: bool = Field(
+        default=False,
+        description="Put compiled bytecode (.pyc) into the image: larger and slower to build, but the first import is "
+        "fast. The machine that builds must have the image's version of Python.",
     )
     allow_literal_secrets: bool = Field(
         default=False, description="Accept environment variables that look like secrets. They are stored in plain text."
@@ -291,9 +317,9 @@ class EnvironmentDefinition(BaseModel):
                 "base_image_password must be a secret reference (secret:NAME or @Microsoft.KeyVault(…)), because a "
                 "definition is stored in plain text; put the value into a Prefect Secret block or a vault"
             )
-        for given in (self.base_image_username, password):
+        for field, given in (("base_image_username", self.base_image_username), ("base_image_password", password)):
             if SecretReference.is_reference(given):
-                SecretReference.parse(given)
+                SecretReference.parse(given, field)
         if bool(self.base_image_username) != bool(password):
             raise DefinitionError("base_image_username and base_image_password are given together or not at all")
         check_variables(self.environment_variables, allow_literal=self.allow_literal_secrets)

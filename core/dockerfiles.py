@@ -15,6 +15,7 @@ from prefect_environments.core.build.docker.export import KnownLayer, known_laye
 from prefect_environments.core.build.docker.inputs import BuildInputs, inputs_digest, open_inputs
 from prefect_environments.core.concurrency import settled
 from prefect_environments.core.definition import EnvironmentDefinition
+from prefect_environments.core.distribution.reference import check_host
 from prefect_environments.core.errors import BuildError, ImageError, NotFound
 from prefect_environments.core.lock.model import LockedBase
 from prefect_environments.core.oci import digest as digests
@@ -144,7 +145,7 @@ async def _digest_of(site: Site, definition: EnvironmentDefinition, image: str) 
 async def _logins(site: Site, definition: EnvironmentDefinition, *, own: bool = True) -> dict[str, tuple[str, str]]:
     """User and password by registry, for private base images: the definition's, and with `own` the workspace's."""
     settings, store = site.workspace.registry_settings, site.workspace.secrets
-    host, logins = definition.base_image_registry, {}
+    host, logins = definition.base_image_registry and check_host(definition.base_image_registry), {}
     if host and definition.base_image_username and (own or host != settings.address):
         user = str(await resolve_secret(definition.base_image_username, store, "base_image_username"))
         logins[host] = user, str(await resolve_secret(definition.base_image_password, store, "base_image_password"))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from prefect_environments.core import conversion
 from prefect_environments.core.conda_dependencies import CondaDependencies
 from prefect_environments.core.definition import EnvironmentDefinition
-from prefect_environments.core.errors import DefinitionError, NotSupportedYet
+from prefect_environments.core.errors import DefinitionError
 from prefect_environments.core.formats import requirements as requirements_format
 from prefect_environments.core.formats.requirements import Requirements
 from prefect_environments.core.names import check_name
@@ -22,7 +22,9 @@ from prefect_environments.core.sections import DockerBuildContext, DockerSection
 if TYPE_CHECKING:
     from prefect_environments.core.build_details import ImageBuildDetails
     from prefect_environments.core.checks import Finding
+    from prefect_environments.core.compare import VersionDiff
     from prefect_environments.core.ready import ReadyImage
+    from prefect_environments.core.verify import Verification
     from prefect_environments.core.versions import VersionRecord
     from prefect_environments.core.workspace import Workspace
 
@@ -344,14 +346,15 @@ class Environment(Section):
 
     @classmethod
     def get(cls, workspace: "Workspace", name: str, version: int | str | None = None, label: str | None = None) -> Self:
-        """A registered environment: the version asked for, else the newest. Raises `VersionNotFound`."""
+        """A registered environment: the version asked for, that of a label, else the newest.
+
+        Raises `VersionNotFound`, and `DefinitionError` if both are given.
+        """
         from prefect_environments.core import registration  # noqa: PLC0415  # aiohttp and so on: only here
 
         if version is not None and label is not None:
             raise DefinitionError("version and label are both given; give one of them")
-        if label is not None and label.lower() != "latest":
-            raise NotSupportedYet(f"the label {label!r:.80}: labels come with a later release; give a version")
-        return cls._of(registration.get(workspace, name, version))
+        return cls._of(registration.get(workspace, name, version, label))
 
     @classmethod
     def list(cls, workspace: "Workspace") -> "dict[str, Self]":
@@ -359,6 +362,22 @@ class Environment(Section):
         from prefect_environments.core import registration  # noqa: PLC0415  # aiohttp and so on: only here
 
         return {record.name: cls._of(record) for record in registration.newest(workspace)}
+
+    @staticmethod
+    def compare(workspace: "Workspace", name: str, a: int, b: int | None = None) -> "VersionDiff":
+        """What differs between two versions, `b` the newest one unless given; shows itself in a notebook."""
+        from prefect_environments.core.compare import compare  # noqa: PLC0415  # aiohttp and so on: only here
+
+        return compare(workspace, name, a, b)
+
+    @staticmethod
+    def verify(
+        workspace: "Workspace", name: str, version: int | None = None, *, full: bool = False, rebuild: bool = False
+    ) -> "Verification":
+        """Whether a version still is what was registered; see `core.verify.verify_version`."""
+        from prefect_environments.core.verify import verify  # noqa: PLC0415  # aiohttp and so on: only here
+
+        return verify(workspace, name, version, full=full, rebuild=rebuild)
 
     @staticmethod
     def add_private_pip_wheel(workspace: "Workspace", file_path: str | Path, exist_ok: bool = False) -> str:

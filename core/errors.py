@@ -13,7 +13,8 @@ PrefectEnvironmentsError
 ├── BuildError                   building a Dockerfile, or compiling bytecode, failed
 │   └── EngineUnavailable        no Docker engine can be reached, or it cannot do what is asked
 ├── JobError                     a training job cannot be started, or what runs it failed
-│   └── JobFailed                its command failed, ran out of memory or of time
+│   ├── JobFailed                its command failed, ran out of memory or of time
+│   └── JobCancelled             somebody cancelled it, or the flow run that it is for
 ├── ImageError                   an image, manifest or layer is malformed or fails validation
 │   ├── DigestMismatch           bytes are not what their digest says
 │   └── BaseImageError           the base image cannot carry the environment
@@ -23,11 +24,18 @@ PrefectEnvironmentsError
 │   └── NotFound                 the repository, manifest or blob does not exist
 ├── VersionError                 registered versions: not found, altered, or not writable
 │   └── VersionNotFound          no such name, version or label
+│       └── VersionPruned        there was such a version, but its image was removed
+├── VerificationError            a registered version is not what its record and its lock say
 └── StorageError                 a local folder (cache, image layout) cannot be used
     └── AlreadyExists            what is to be written is there already, and was not to be replaced
 """
 
+from typing import TYPE_CHECKING
+
 from prefect_environments.core.redact import redact
+
+if TYPE_CHECKING:
+    from prefect_environments.core.jobs.launcher import JobResult
 
 
 class PrefectEnvironmentsError(Exception):
@@ -86,11 +94,19 @@ class JobError(PrefectEnvironmentsError):
 
 
 class JobFailed(JobError):
-    """A job ended badly; the message has its last lines. `exit_code` is that of its command, 128 + N for signal N."""
+    """A job ended badly; the message has its last lines. `exit_code` is that of its command, 128 + N for signal N.
 
-    def __init__(self, message: str, *, exit_code: int = 1) -> None:
+    `result` has what it left until then: metrics and outputs.
+    """
+
+    def __init__(self, message: str, *, exit_code: int = 1, result: "JobResult | None" = None) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+        self.result = result
+
+
+class JobCancelled(JobError):
+    """Somebody cancelled a job, or the flow run that it is for; nothing of it runs any more."""
 
 
 class ImageError(PrefectEnvironmentsError):
@@ -135,6 +151,14 @@ class VersionError(PrefectEnvironmentsError):
 
 class VersionNotFound(VersionError):
     """No such environment, version or label."""
+
+
+class VersionPruned(VersionNotFound):
+    """There was such a version; its image was removed, and its number is not issued again."""
+
+
+class VerificationError(PrefectEnvironmentsError):
+    """A registered version is not what its record and its lock say; the message names each check that failed."""
 
 
 class StorageError(PrefectEnvironmentsError):

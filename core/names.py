@@ -49,8 +49,8 @@ def slug(name: str) -> str:
 
 
 def document_prefix(workspace: str, name: str) -> str:
-    """What the document names of all versions of one environment start with; its version number follows."""
-    return _shortened(f"{workspace_prefix(workspace)}{slug(name)}") + "--v"
+    """What the names of all documents of one environment start with; a letter for the kind and a number follow."""
+    return _shortened(f"{workspace_prefix(workspace)}{slug(name)}") + "--"
 
 
 def workspace_prefix(workspace: str) -> str:
@@ -67,7 +67,17 @@ def document_name(workspace: str, name: str, version: int) -> str:
     """
     if version < 1:
         raise NameNotAllowed(f"versions are numbered from 1, got {version}")
-    return f"{document_prefix(workspace, name)}{version}"
+    return f"{document_prefix(workspace, name)}v{version}"
+
+
+def history_name(workspace: str, name: str, number: int) -> str:
+    """The name of the document of an entry of an environment's history, made like that of a version, with `h`."""
+    return f"{document_prefix(workspace, name)}h{number}"
+
+
+def use_name(workspace: str, name: str, version: int) -> str:
+    """The name of the document that says when a version was last used, made like that of a version, with `u`."""
+    return f"{document_prefix(workspace, name)}u{version}"
 
 
 def _shortened(text: str) -> str:

@@ -33,10 +33,10 @@ async def registered(workspace: Workspace, definition: EnvironmentDefinition, pr
         return await steps.register(site, definition, built)
 
 
-def get(workspace: Workspace, name: str, version: int | str | None) -> VersionRecord:
-    """A registered version, the newest without a number. Raises `VersionNotFound` that names what there is."""
+def get(workspace: Workspace, name: str, version: int | str | None, label: str | None = None) -> VersionRecord:
+    """A registered version, the newest without number or label. Raises `VersionNotFound` that names what there is."""
     number = None if version is None else _number(version)
-    return loop.run(steps.find_version(workspace, name, number))
+    return loop.run(steps.find_version(workspace, name, number, label=label or ""))
 
 
 def newest(workspace: Workspace) -> list[VersionRecord]:

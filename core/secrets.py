@@ -53,9 +53,16 @@ class SecretReference:
         return isinstance(text, str) and bool(text.startswith(_BLOCK_PREFIX) or _KEY_VAULT.match(text))
 
     @classmethod
-    def parse(cls, text: str) -> "SecretReference":
-        """Read a reference; `SecretError` names the form and the part that is wrong, never what it contains, as a
-        value pasted into the wrong place may be the secret itself."""
+    def parse(cls, text: str, field: str = "") -> "SecretReference":
+        """Read a reference; `SecretError` names `field`, the place that it stands in, the form and the part that is
+        wrong, never what it contains, as a value pasted into the wrong place may be the secret itself."""
+        try:
+            return cls._parse(text)
+        except SecretError as error:
+            raise SecretError(f"{field}: {error}" if field else str(error)) from None
+
+    @classmethod
+    def _parse(cls, text: str) -> "SecretReference":
         if not cls.is_reference(text):
             raise SecretError(f"this is not a secret reference; its forms are: {', '.join(FORMS)}")
         if text.startswith(_BLOCK_PREFIX):
@@ -121,10 +128,7 @@ async def resolve(text: str | None, store: SecretStore, field: str = "") -> str 
     """
     if text is None or isinstance(text, SecretValue) or not SecretReference.is_reference(text):
         return text
-    try:
-        reference = SecretReference.parse(text)
-    except SecretError as error:
-        raise SecretError(f"{field}: {error}" if field else str(error)) from None
+    reference = SecretReference.parse(text, field)
     try:
         return SecretValue(await store.get(reference), reference)
     except SecretError as error:
@@ -204,7 +208,7 @@ def check_variables(variables: Mapping[str, str], *, allow_literal: bool) -> Non
     """Raise `DefinitionError` for a literal value that looks like a secret, `SecretError` for a malformed reference."""
     for name, value in variables.items():
         if SecretReference.is_reference(value):
-            SecretReference.parse(value)
+            SecretReference.parse(value, f"environment_variables.{name}")
         elif looks_secret(name, value) and not allow_literal:
             raise DefinitionError(
                 f"the environment variable {name} looks like a secret, and would be stored in plain text: give a "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from prefect_environments.core import files
 from prefect_environments.core.build.wheel_store import RegistryWheelStore
 from prefect_environments.core.definition import EnvironmentDefinition
+from prefect_environments.core.distribution.reference import check_host
 from prefect_environments.core.names import slug
 from prefect_environments.core.oci.layout import Layout
 from prefect_environments.core.oci.repository import Repository, Store
@@ -115,7 +116,7 @@ def _settings(definition: EnvironmentDefinition, location: ImageLocation, own: R
     if location.address.startswith("oci:"):
         return RegistrySettings(location.address)
     login = definition.base_image_username or None, definition.base_image_password or None
-    if definition.base_image_registry not in ("", location.address):
+    if definition.base_image_registry and check_host(definition.base_image_registry) != location.address:
         login = None, None  # a Dockerfile may name images of any registry: credentials are for the one that they name
     fields = "base_image_username", "base_image_password"
     if location.address == own.address:

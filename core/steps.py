@@ -5,19 +5,22 @@ find ──▶ resolve ──▶ build ──▶ register
 
 import asyncio
 import logging
-from collections.abc import Mapping
+import platform
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefect_environments.core import attachments, curated, hashes
+from prefect_environments.core import attachments, curated, hashes, history
 from prefect_environments.core.build import recipe
 from prefect_environments.core.definition import EnvironmentDefinition
-from prefect_environments.core.errors import NotFound, VersionNotFound
+from prefect_environments.core.errors import NotFound, VersionError, VersionNotFound, VersionPruned
 from prefect_environments.core.lock.model import Lock
 from prefect_environments.core.names import is_curated
 from prefect_environments.core.oci.descriptor import Descriptor
+from prefect_environments.core.oci.repository import Repository
 from prefect_environments.core.ready import ReadyImage
 from prefect_environments.core.site import Site, open_repository
 from prefect_environments.core.stores import ImageLocation, reference_of
@@ -49,9 +52,13 @@ class BuiltImage:
     bytes_sent: int = 0
     not_run: tuple[str, ...] = ()
     """Scripts of conda packages that an installer would have run: `package: path`."""
+    attached: attachments.Attached | None = None
+    """What was attached to it when it was built."""
 
 
-async def find_registered(site: Site, definition: EnvironmentDefinition) -> ReadyImage | None:
+async def find_registered(
+    site: Site, definition: EnvironmentDefinition, *, created_by: Mapping[str, Any] | None = None
+) -> ReadyImage | None:
     """The warm path: a version of this definition whose image the registry still has, as it is registered.
 
     Costs one request to the registry. A changed environment variable, description or tag makes a new version of
@@ -71,10 +78,12 @@ async def find_registered(site: Site, definition: EnvironmentDefinition) -> Read
     reference = found.reference
     if not definition.stays_where_it_is:
         reference = reference_of(site.repository(definition.name), found.digest)
+    await mark_used(site.workspace, found)  # before the image is looked for: see `core.prune`
     if not await _exists(site, definition, reference):
         logger.info("%s is registered, but its image is gone from the registry", found.reference)
         return None
     renewed = _renewed(found, definition, await inherited_variables(site, definition), reference)
+    renewed = replace(renewed, created_by={**renewed.created_by, **(created_by or {})})
     equal = await _equal_version(site.workspace, newest, renewed)
     record = equal or await site.workspace.versions.register(renewed)
     return _ready(record, reused=True)
@@ -123,7 +132,9 @@ async def register(
     if not await _exists(site, definition, built.reference):
         raise NotFound(f"{built.reference} is not in the registry; build it first")
     await _lock(site.workspace, built.reference)
-    attached = await attachments.attach(site.repository(definition.name), built.descriptor, definition, built.lock)
+    attached = attachments.expected(built.descriptor, definition, built.lock)
+    if built.attached != attached:  # built for another definition of the same image
+        await attachments.attach(site.repository(definition.name), built.descriptor, definition, built.lock)
     variables = await inherited_variables(site, definition)
     draft = VersionRecord(
         workspace=site.workspace.name,
@@ -141,7 +152,7 @@ async def register(
         environment_variables=variables,
         description=definition.description,
         tags=dict(definition.tags),
-        created_by={**_tools(), **(created_by or {})},
+        created_by={**_tools(built.lock), **(created_by or {})},
         packages=len(built.lock.packages) + len(built.lock.conda),
         size=built.size,
     )
@@ -161,11 +172,31 @@ async def _lock(workspace: Workspace, reference: str) -> None:
 
 async def _exists(site: Site, definition: EnvironmentDefinition, reference: str) -> bool:
     """Whether an image is there, by one request to its registry. Unreachable is no answer, but an error."""
+    async with open_image(site, definition, reference) as repository:
+        return await repository.find_manifest(reference.rpartition("@")[2]) is not None
+
+
+@asynccontextmanager
+async def open_image(site: Site, definition: EnvironmentDefinition, reference: str) -> AsyncIterator[Repository]:
+    """The repository of a version's image: the environment's own, or that of an image that stays where it is."""
     if not definition.stays_where_it_is:
-        return await site.repository(definition.name).find_manifest(reference.rpartition("@")[2]) is not None
-    location = ImageLocation.parse(reference)
-    async with open_repository(site, definition, location) as repository:
-        return await repository.find_manifest(location.identifier) is not None
+        yield site.repository(definition.name)
+        return
+    async with open_repository(site, definition, ImageLocation.parse(reference)) as repository:
+        yield repository
+
+
+async def mark_used(workspace: Workspace, record: VersionRecord) -> None:
+    """Note that a version is used today, for those who prune what nobody uses.
+
+    Raises `VersionPruned`; a note that cannot be written is a warning.
+    """
+    try:
+        await workspace.versions.mark_used(record)
+    except VersionPruned:
+        raise
+    except VersionError as error:
+        logger.warning("that %s version %d is used could not be noted: %s", record.name, record.version, error)
 
 
 async def has_image(site: Site, record: VersionRecord) -> bool:
@@ -194,11 +225,17 @@ async def _equal_version(workspace: Workspace, newest: VersionRecord, draft: Ver
     return None
 
 
-async def find_version(workspace: Workspace, name: str, version: int | None = None) -> VersionRecord:
-    """A registered version, the newest without a number. Raises `VersionNotFound` that names what there is.
+async def find_version(
+    workspace: Workspace, name: str, version: int | None = None, *, label: str = ""
+) -> VersionRecord:
+    """A registered version, the newest without number or label. Raises `VersionNotFound` that names what there is.
 
     A curated environment that nobody has built has a version too, with an empty `reference`.
     """
+    if label and label.lower() != history.LATEST:
+        from prefect_environments.core import labels  # noqa: PLC0415  # it works with these steps
+
+        return await labels.labelled(workspace.versions, name, label)
     newest = await workspace.versions.newest(name) if version is None or is_curated(name) else None
     unbuilt = _unbuilt(workspace, name, newest)
     if unbuilt is not None and version in (None, unbuilt.version):
@@ -266,7 +303,7 @@ def _renewed(
         environment_variables=variables,
         description=definition.description,
         tags=dict(definition.tags),
-        created_by=_tools(),
+        created_by={"image_by": _first_maker(found), **_tools()},
     )
 
 
@@ -275,8 +312,21 @@ def _python_path(definition: EnvironmentDefinition) -> str:
     return definition.interpreter_path or "python" if definition.user_managed else recipe.executable()
 
 
-def _tools() -> dict[str, str]:
-    return {name: installed_version(name) for name in ("prefect-environments", "uv")}
+def _tools(lock: Lock | None = None) -> dict[str, Any]:
+    """What works here: versions of what decides an image's bytes, and the machine that it ran on. With the lock that
+    was built, also of what only some locks need."""
+    names = ["prefect-environments", "uv"]
+    names += ["py-rattler"] if lock and lock.conda else []
+    names += ["deflate"] if lock and (lock.conda or lock.bytecode) else []
+    versions = {name: installed_version(name) for name in names}
+    machine = f"{platform.system().lower()}/{platform.machine()}"
+    return {**versions, "python": platform.python_version(), "platform": machine, "recipe": recipe.VERSION}
+
+
+def _first_maker(found: VersionRecord) -> dict[str, Any]:
+    """Who built the image of a version that says something else about it, and which version that was."""
+    known = found.created_by.get("image_by")
+    return known if known else {**found.created_by, "version": found.version}
 
 
 def _ready(record: VersionRecord, *, reused: bool) -> ReadyImage:

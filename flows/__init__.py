@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefect_environments.flows.build import build_environment
+    from prefect_environments.flows.build_many import build_environments
     from prefect_environments.flows.check import check_workspace
     from prefect_environments.flows.train import run_training_job
 
-_WHERE = {"build_environment": "build", "check_workspace": "check", "run_training_job": "train"}
+_WHERE = {
+    "build_environment": "build",
+    "build_environments": "build_many",
+    "check_workspace": "check",
+    "run_training_job": "train",
+}
 
-__all__ = ["build_environment", "check_workspace", "run_training_job"]
+__all__ = ["build_environment", "build_environments", "check_workspace", "run_training_job"]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,15 +20,16 @@ def _run_name() -> str:
 
 
 @flow(name="check-workspace", flow_run_name=_run_name, persist_result=False)
-def check_workspace(workspace: Workspace) -> list[Finding] | State[Any]:
+def check_workspace(workspace: Workspace, deleting: bool = False) -> list[Finding] | State[Any]:
     """Say what of a workspace works and what to fix: sign-in, registry, pulling, pushing, vaults, indexes, builders.
 
     The run fails if something fails that builds need; the table of its artifacts says what to do. Nothing is stored.
 
     Args:
         workspace: The workspace to look at.
+        deleting: Whether pruning is wanted here: look whether images may be deleted, too.
     """
-    findings = look(workspace)
+    findings = look(workspace, deleting=deleting)
     logger = get_run_logger()
     for one in findings:
         if one.ok:

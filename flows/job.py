@@ -6,7 +6,8 @@ Nothing but Prefect's client and the standard library is there beside this packa
 import asyncio
 import inspect
 import logging
-from collections.abc import Coroutine
+import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,12 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
-from prefect_environments.blocks.secrets import PrefectSecretStore
-from prefect_environments.core.errors import JobError, PrefectEnvironmentsError
+from prefect_environments.core.errors import JobCancelled, JobError, PrefectEnvironmentsError
+from prefect_environments.core.jobs.cancellation import unless_cancelled
 from prefect_environments.core.jobs.here import run_here
 from prefect_environments.core.jobs.log import JobLog
 from prefect_environments.core.jobs.remote import JOB_LEVEL, JOB_LOGGER, RemoteJob, RemoteResult
-from prefect_environments.core.secrets import SecretStore
+from prefect_environments.core.secrets import SecretReference, SecretStore
 
 _GLANCE = 2.0  # seconds between two looks at whether the run is to be cancelled
 _ENDED = 143  # as a shell tells of a process that was asked to end
@@ -71,32 +72,48 @@ async def _run(job: RemoteJob, log: JobLog) -> RemoteResult:
         return await _keep(job, place) if job.storage else ""
 
     try:
-        work = run_here(job, Path.cwd(), await _secrets(job), log, keep)
-        return await _unless_cancelled(work) or RemoteResult(exit_code=_ENDED, cancelled=True)
+        told = job.model_copy(update={"variables": {**_references(os.environ), **job.variables}})
+        work = run_here(told, Path.cwd(), await _secrets(job), log, keep)
+        return await unless_cancelled(work, _cancelling())
+    except JobCancelled:
+        return RemoteResult(exit_code=_ENDED, cancelled=True)
     except PrefectEnvironmentsError as error:
         return RemoteResult(exit_code=1, error=str(error))
 
 
+def _references(variables: Mapping[str, str]) -> dict[str, str]:
+    """The variables of the container, which its work pool gave it, that are references to secrets."""
+    return {
+        name: value
+        for name, value in variables.items()
+        if SecretReference.is_reference(value) and not name.startswith("PREFECT_")
+    }
+
+
+class _SecretBlocks:
+    """A `SecretStore` of Prefect's Secret blocks. Our blocks take a while to load: only jobs with secrets wait."""
+
+    async def get(self, reference: SecretReference) -> str:
+        from prefect_environments.blocks.secrets import PrefectSecretStore  # noqa: PLC0415
+
+        return await PrefectSecretStore().get(reference)
+
+
 async def _secrets(job: RemoteJob) -> SecretStore:
     if not job.workspace:
-        return PrefectSecretStore()
+        return _SecretBlocks()
     from prefect_environments.blocks import Workspace  # noqa: PLC0415  # only for references to Key Vaults
 
-    workspace: Any = await Workspace.aload(job.workspace)
+    try:
+        workspace: Any = await Workspace.aload(job.workspace)
+    except (ValueError, httpx.HTTPError, RuntimeError) as error:
+        raise JobError(
+            f"the job's references to Key Vaults are resolved through the workspace block {job.workspace!r}, which its "
+            f"container cannot load ({type(error).__name__}); check that the block is there and that the container "
+            "reaches the Prefect API, or put the secrets into Secret blocks (secret:NAME)"
+        ) from None
     store: SecretStore = workspace.secrets
     return store
-
-
-async def _unless_cancelled(work: Coroutine[Any, Any, RemoteResult]) -> RemoteResult | None:
-    """What `work` gives; `None` where the run was cancelled first, and the job's processes are gone."""
-    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(_cancelling())
-    try:
-        await asyncio.wait([task, watch], return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
-    finally:
-        task.cancel()
-        watch.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)
 
 
 async def _cancelling() -> None:

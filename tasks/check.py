@@ -11,9 +11,12 @@ from prefect_environments.core.names import slug
 
 
 @task(name="check-workspace", persist_result=False, cache_policy=NO_CACHE)
-def check_workspace(workspace: Workspace) -> list[Finding]:
-    """What of a workspace works and what to fix, as a list and as a table artifact of the run."""
-    findings = workspace.check()
+def check_workspace(workspace: Workspace, deleting: bool = False) -> list[Finding]:
+    """What of a workspace works and what to fix, as a list and as a table artifact of the run.
+
+    With `deleting` also whether images may be deleted, as `prune_environments` does.
+    """
+    findings = workspace.check(deleting=deleting)
     report_findings(findings, workspace.name)
     return findings
 

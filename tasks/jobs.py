@@ -11,10 +11,13 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect_environments.blocks import EnvironmentVersion, Workspace
 from prefect_environments.core import loop
 from prefect_environments.core.console import megabytes
+from prefect_environments.core.errors import JobFailed
 from prefect_environments.core.jobs import run
 from prefect_environments.core.jobs.config import ScriptRunConfig
 from prefect_environments.core.jobs.launcher import JobResult
 from prefect_environments.core.names import slug
+from prefect_environments.core.versions import VersionRecord
+from prefect_environments.tasks.cancellation import unless_run_is_cancelled
 from prefect_environments.tasks.pool import run_in_pool
 from prefect_environments.tasks.site import at
 
@@ -25,18 +28,27 @@ _PLACES = {"docker": "in Docker", "work pool": "in a work pool"}
 def run_job(
     config: ScriptRunConfig, version: EnvironmentVersion, workspace: Workspace, outputs_directory: str | None = None
 ) -> JobResult:
-    """Run a job in a version's image, its lines in the run's log. Raises `JobFailed` if it fails.
+    """Run a job in a version's image, its lines in the run's log.
 
-    `outputs_directory` is a folder, or for a job in a work pool a storage block (TYPE/NAME).
+    `outputs_directory` is a folder, or for a job in a work pool a storage block (TYPE/NAME). Raises `JobFailed` if the
+    job fails, its metrics and outputs being reported all the same, and `JobCancelled` if it or its flow run is
+    cancelled.
     """
-    record = version.to_record()
-    if config.is_local:
-        outputs = Path(outputs_directory).expanduser() if outputs_directory else None
-        result = at(workspace, lambda site: run.run_job(site, config, record, outputs=outputs))
-    else:
-        result = run_in_pool(config, record, workspace, outputs_directory or "")
+    try:
+        result = _run(config, version.to_record(), workspace, outputs_directory or "")
+    except JobFailed as error:
+        if error.result is not None:
+            report_job(error.result)
+        raise
     report_job(result)
     return result
+
+
+def _run(config: ScriptRunConfig, record: VersionRecord, workspace: Workspace, outputs: str) -> JobResult:
+    if not config.is_local:
+        return run_in_pool(config, record, workspace, outputs)
+    folder = Path(outputs).expanduser() if outputs else None
+    return at(workspace, lambda site: unless_run_is_cancelled(run.run_job(site, config, record, outputs=folder)))
 
 
 def find_environment(name: str, workspace: Workspace) -> EnvironmentVersion:
@@ -83,5 +95,6 @@ def job_markdown(result: JobResult) -> str:
     ]
     if result.files:
         lines += ["", f"Outputs in `{result.outputs}`:", "", "| File | Size |", "|---|--:|"]
-        lines += [f"| {file.path} | {megabytes(file.size)} |" for file in result.files[:100]]
+        sizes = {file.path.replace("|", r"\|"): megabytes(file.size) for file in result.files[:100]}
+        lines += [f"| {name} | {size} |" for name, size in sizes.items()]
     return "\n".join(lines)

@@ -4,9 +4,10 @@ import asyncio
 import json
 import logging
 import time
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 from uuid import UUID
 
 import httpx
@@ -26,7 +27,8 @@ from prefect.states import Cancelling
 
 from prefect_environments.blocks import Workspace
 from prefect_environments.core import loop
-from prefect_environments.core.errors import DefinitionError, JobError
+from prefect_environments.core.azure.store import KeyVaultSecretStore
+from prefect_environments.core.errors import DefinitionError, JobCancelled, JobError
 from prefect_environments.core.jobs import run
 from prefect_environments.core.jobs.config import ScriptRunConfig
 from prefect_environments.core.jobs.job_image import ensure_job_image
@@ -37,6 +39,7 @@ from prefect_environments.core.jobs.runtime import PYTHON, VAULT_PACKAGES
 from prefect_environments.core.secrets import SecretReference
 from prefect_environments.core.site import Site
 from prefect_environments.core.versions import VersionRecord
+from prefect_environments.tasks.cancellation import unless_run_is_cancelled
 from prefect_environments.tasks.pool_settings import Pool, check_pool, job_variables, storage_packages
 from prefect_environments.tasks.site import at
 
@@ -74,8 +77,8 @@ class PoolLauncher:
         return "work pool"
 
     async def run(self, request: JobRequest, log: JobLog) -> JobExit:
-        """See `Launcher.run`. Raises `JobError` where a run crashes or somebody cancels it, `DefinitionError` for a
-        pool that cannot run it, and the errors of the registry."""
+        """See `Launcher.run`. Raises `JobError` where a run crashes, `JobCancelled` where somebody cancels it,
+        `DefinitionError` for a pool that cannot run it, and the errors of the registry."""
         async with get_client() as client:
             pool = await check_pool(client, request.config, self.site.workspace, self.storage)
             if pool.lacks_credentials:
@@ -113,7 +116,11 @@ class PoolLauncher:
 def run_in_pool(config: ScriptRunConfig, record: VersionRecord, workspace: Workspace, storage: str) -> JobResult:
     """Run a job in the work pool that it names. `storage` is a block (TYPE/NAME) for its outputs."""
     name = _block_name(config, record, workspace)
-    return at(workspace, lambda site: run.run_job(site, config, record, launcher=PoolLauncher(site, storage, name)))
+
+    def work(site: Site) -> Coroutine[Any, Any, JobResult]:
+        return unless_run_is_cancelled(run.run_job(site, config, record, launcher=PoolLauncher(site, storage, name)))
+
+    return at(workspace, work)
 
 
 def check_target(config: ScriptRunConfig, workspace: Workspace, storage: str) -> None:
@@ -129,6 +136,7 @@ def check_target(config: ScriptRunConfig, workspace: Workspace, storage: str) ->
 def _block_name(config: ScriptRunConfig, record: VersionRecord, workspace: Workspace) -> str:
     """The workspace's block, out of which a container reads its Key Vaults."""
     name = workspace._block_document_name or ""
+    _check_vaults(config, record, workspace)
     if not name and _needs_vault(config, record):
         raise DefinitionError(
             f"the job has references to a Key Vault, which its container resolves through the workspace "
@@ -137,10 +145,22 @@ def _block_name(config: ScriptRunConfig, record: VersionRecord, workspace: Works
     return name
 
 
+def _check_vaults(config: ScriptRunConfig, record: VersionRecord, workspace: Workspace) -> None:
+    """Refuse references to vaults that the workspace does not know, before anything is sent."""
+    store = KeyVaultSecretStore(workspace.vaults, allow_unknown=workspace.allow_unknown_vaults)
+    for reference in _in_vaults(config, record):
+        store.find(reference)
+
+
 def _needs_vault(config: ScriptRunConfig, record: VersionRecord) -> bool:
     """Whether a secret of the job is in a Key Vault."""
+    return bool(_in_vaults(config, record))
+
+
+def _in_vaults(config: ScriptRunConfig, record: VersionRecord) -> list[SecretReference]:
     texts = (*config.secrets, *config.environment_variables.values(), *record.environment_variables.values())
-    return any(SecretReference.is_reference(text) and SecretReference.parse(text).form != "block" for text in texts)
+    found = [SecretReference.parse(text) for text in texts if SecretReference.is_reference(text)]
+    return [reference for reference in found if reference.form != "block"]
 
 
 def _travelling(config: ScriptRunConfig) -> ScriptRunConfig:
@@ -202,7 +222,7 @@ class _Watch:
         seconds["run"] = time.monotonic() - started
         result = await self._result()
         if result is None or run.state is None or result.cancelled:
-            raise JobError(self._why(run))
+            raise self._why(run)
         await self._rest(result.lines)
         seconds |= {"wait": max(0.0, seconds["run"] - result.seconds), "run": result.seconds}
         if result.error:
@@ -274,13 +294,15 @@ class _Watch:
                     return
                 await asyncio.sleep(_GLANCE / 4)
 
-    def _why(self, run: FlowRun) -> str:
+    def _why(self, run: FlowRun) -> JobError:
         """Why there is no result, and what to do."""
         state = run.state
         said = f"{state.name}: {state.message or 'without a message'}" if state else "it has no state"
         if state is not None and state.is_cancelled():
-            return f"the job was cancelled in the work pool {self.pool.name} (flow run {self.id}); start it again"
-        return (
+            return JobCancelled(
+                f"the job was cancelled in the work pool {self.pool.name} (flow run {self.id}); start it again"
+            )
+        return JobError(
             f"the job did not come to its end in the work pool {self.pool.name}; its flow run {self.id} is {said}. "
             f"The worker's log has more. {self.pool.advice}{last_lines(self.log.last)}"
         )

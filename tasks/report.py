@@ -63,7 +63,7 @@ def run_progress(title: str = "Assembling the image") -> Iterator[Progress]:
         yield current()
         return
     counts = RunProgress()
-    artifact = create_progress_artifact(0.0, description=title)
+    artifact = create_progress_artifact(0.0, key="progress", description=title)
     stop = threading.Event()
     poller = threading.Thread(
         target=copy_context().run, args=(_poll, counts, artifact, stop), name="progress", daemon=True
@@ -138,7 +138,9 @@ def ready_markdown(ready: ReadyImage, built: BuiltImage | None = None) -> str:
     lines = [
         f"# {ready.name} version {ready.version}",
         "",
-        f"`{ready.reference}`",
+        "```",
+        ready.reference,
+        "```",
         "",
         "| What | Value |",
         "|---|---|",

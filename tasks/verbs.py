@@ -5,19 +5,19 @@ from typing import Any, TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.runtime import flow_run
 
 from prefect_environments.blocks import AzureContainerRegistry, ContainerRegistry, EnvironmentVersion, Workspace
-from prefect_environments.blocks.secrets import PrefectSecretStore
 from prefect_environments.core import hashes, looking, loop, steps
 from prefect_environments.core.build.inspection import ImageReport
 from prefect_environments.core.copy import copy_image
 from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.environment import Environment
+from prefect_environments.core.errors import DefinitionError
 from prefect_environments.core.lock.model import Lock
 from prefect_environments.core.ready import ReadyImage
 from prefect_environments.core.steps import BuiltImage
 from prefect_environments.core.versions import VersionRecord
+from prefect_environments.tasks.provenance import current_origin
 from prefect_environments.tasks.report import report_image, run_progress
 from prefect_environments.tasks.site import at, is_transient
 
@@ -59,7 +59,8 @@ def hash_environment(environment: Definition, workspace: Workspace, lock: Lock |
 def find_image(environment: Definition, workspace: Workspace) -> ReadyImage | None:
     """The registered image of a definition if the registry still has it; one request, nothing resolved."""
     definition = definition_of(environment)
-    return at(workspace, lambda site: steps.find_registered(site, definition))
+    origin = current_origin()
+    return at(workspace, lambda site: steps.find_registered(site, definition, created_by=origin))
 
 
 @task(name="build-image", **_network)
@@ -71,27 +72,44 @@ def build_image(environment: Definition, lock: Lock, workspace: Workspace, force
 
 
 @task(name="push-image", **_network)
-def push_image(reference: str, registry: AnyRegistry, repository: str, source: AnyRegistry) -> str:
+def push_image(
+    reference: str,
+    registry: AnyRegistry,
+    repository: str,
+    source: AnyRegistry,
+    workspace: Workspace | None = None,
+) -> str:
     """Copy an image with its attachments from one registry or layout to another; the digest stays.
 
-    `reference` is `repository@sha256:…` or `repository:tag` in `source`. Gives the new `repository@sha256:…`.
+    `reference` is `repository@sha256:…` or `repository:tag` in `source`. Credentials and Key Vaults of `workspace`
+    count where the registries name none of their own. Gives the new `repository@sha256:…`.
     """
-    return loop.run(copy_image(reference, source.settings(), registry.settings(), repository, PrefectSecretStore()))
+    if workspace is not None:
+        source = source.model_copy().within(workspace.context)  # a copy: it may be in another one
+        registry = registry.model_copy().within(workspace.context)
+
+    async def copied() -> str:
+        giver, taker = await source.resolved_settings(), await registry.resolved_settings()
+        return await copy_image(reference, giver, taker, repository, source.secrets)
+
+    return loop.run(copied())
 
 
 @task(name="register-environment", **_network)
 def register_environment(environment: Definition, built: BuiltImage, workspace: Workspace) -> EnvironmentVersion:
     """Register a built image as the next version; an equal newest version comes back as it is."""
     definition = definition_of(environment)
-    run = {"flow_run_id": str(flow_run.id), "flow_name": str(flow_run.flow_name)} if flow_run.id else {}
-    record = at(workspace, lambda site: steps.register(site, definition, built, created_by=run))
+    origin = current_origin()
+    record = at(workspace, lambda site: steps.register(site, definition, built, created_by=origin))
     return EnvironmentVersion.from_record(record)
 
 
 @task(name="get-environment", **_quiet)
-def get_environment(name: str, workspace: Workspace, version: int | None = None) -> EnvironmentVersion:
-    """A registered version, the newest without a number. Raises `VersionNotFound` that names what there is."""
-    return EnvironmentVersion.from_record(loop.run(steps.find_version(workspace, name, version)))
+def get_environment(name: str, workspace: Workspace, version: int | None = None, label: str = "") -> EnvironmentVersion:
+    """A registered version, the newest without number or label. Raises `VersionNotFound` that names what there is."""
+    if version is not None and label:
+        raise DefinitionError("version and label are both given; give one of them")
+    return EnvironmentVersion.from_record(loop.run(steps.find_version(workspace, name, version, label=label)))
 
 
 @task(name="list-environments", **_quiet)

@@ -9,6 +9,7 @@ from tests.support.session import Session, end
 SESSION = Session.join()
 SESSION.isolate()  # before anything imports Prefect
 
+import os  # noqa: E402
 import signal  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
 from itertools import count  # noqa: E402
@@ -67,7 +68,7 @@ def basic_registry() -> Registry:
 @pytest.fixture
 def fresh_registry(worker_id: str) -> Iterator[Registry]:
     """An empty registry of the test's own."""
-    registry = start_registry(SESSION, f"registry-{worker_id}-{next(_numbers)}")
+    registry = start_registry(SESSION, f"registry-{worker_id}-{os.getpid()}-{next(_numbers)}")
     yield registry
     end(registry.pid)
 

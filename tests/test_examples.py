@@ -7,13 +7,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from prefect_environments import Environment, Workspace
-from prefect_environments.core.errors import NotSupportedYet
 from tests.images.conftest import real_pip
 from tests.support.base import BaseLayout
 from tests.support.channel import CondaPackage, standard_channel
@@ -149,13 +146,3 @@ def _write_files(place: Path, wheels: Path, base: str, bare: str) -> None:
         'lock-version = "1.0"\ncreated-by = "tests"\n\n[[packages]]\nname = "humanize"\nversion = "4.0"\n'
         f'wheels = [{{url = "{wheel.as_uri()}", hashes = {{sha256 = "{sha256}"}}}}]\n'
     )
-
-
-def test_what_a_later_release_brings_says_so_and_what_to_do_instead(tmp_path: Path) -> None:
-    workspace = Workspace.local(tmp_path)
-    later: dict[str, Callable[[], object]] = {
-        "give a version": lambda: Environment.get(workspace, "train", label="production"),
-    }
-    for advice, asked in later.items():
-        with pytest.raises(NotSupportedYet, match=advice):
-            asked()

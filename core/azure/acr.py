@@ -7,11 +7,12 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefect_environments.core.azure.transport import client_options
 from prefect_environments.core.distribution.reference import check_path, check_reference
-from prefect_environments.core.errors import DefinitionError
+from prefect_environments.core.errors import DefinitionError, RegistryAuthError, RegistryError
 from prefect_environments.core.registry_settings import RegistrySettings
 from prefect_environments.core.secrets import SecretStore
 from prefect_environments.core.stores import ImageLocation, open_registry
@@ -69,7 +70,7 @@ async def list_tags(settings: RegistrySettings, repository: str) -> list[AcrTag]
         ]
         return sorted(tags, key=lambda tag: (tag.updated, tag.name), reverse=True)
 
-    return await _ask(settings, _scopes(repository, "metadata_read"), f"listing of tags of {repository}", listed)
+    return await _ask(settings, scopes_of(repository, "metadata_read"), f"listing of tags of {repository}", listed)
 
 
 async def set_lock(settings: RegistrySettings, repository: str, reference: str, *, locked: bool) -> None:
@@ -87,7 +88,7 @@ async def set_lock(settings: RegistrySettings, repository: str, reference: str, 
             client.update_tag_properties(repository, reference, **allowed, **options)
 
     step = f"{'locking' if locked else 'unlocking'} of {repository} {reference}"
-    await _ask(settings, _scopes(repository, "metadata_read", "metadata_write"), step, change)
+    await _ask(settings, scopes_of(repository, "metadata_read", "metadata_write"), step, change)
 
 
 async def delete(settings: RegistrySettings, repository: str, reference: str) -> None:
@@ -104,7 +105,7 @@ async def delete(settings: RegistrySettings, repository: str, reference: str) ->
             client.get_tag_properties(repository, reference, **options)
             client.delete_tag(repository, reference, **options)
 
-    await _ask(settings, _scopes(repository, "metadata_read", "delete"), f"deleting {repository} {reference}", remove)
+    await _ask(settings, scopes_of(repository, "metadata_read", "delete"), f"deleting {repository} {reference}", remove)
 
 
 async def delete_repository(settings: RegistrySettings, repository: str) -> None:
@@ -114,7 +115,7 @@ async def delete_repository(settings: RegistrySettings, repository: str) -> None
         client.get_repository_properties(repository, **options)
         client.delete_repository(repository, **options)
 
-    await _ask(settings, _scopes(repository, "metadata_read", "delete"), f"deleting repository {repository}", remove)
+    await _ask(settings, scopes_of(repository, "metadata_read", "delete"), f"deleting repository {repository}", remove)
 
 
 async def lock_registered(settings: RegistrySettings, secrets: SecretStore, reference: str) -> None:
@@ -134,7 +135,22 @@ async def _ask(
     """Do `work` with the SDK's client, in a thread; what it raises comes out as this package's errors."""
     if settings.azure is None:
         raise DefinitionError(f"{step} is for an Azure Container Registry; {settings.address} is not set up as one")
-    where = settings.azure.where
+    try:
+        return await _attempt(settings, settings.azure.where, scopes, step, work)
+    except RegistryAuthError as error:
+        if error.status != HTTPStatus.UNAUTHORIZED:
+            raise
+    # The token may have ended or been revoked on the way, which the registry answers as it does a missing right.
+    return await _attempt(settings, settings.azure.where, scopes, step, work)
+
+
+async def _attempt(
+    settings: RegistrySettings,
+    where: str,
+    scopes: frozenset[tuple[str, str]],
+    step: str,
+    work: Callable[["ContainerRegistryClient", dict[str, Any]], _T],
+) -> _T:
     async with open_registry(settings) as registry:
         header, url = await registry.authorization(scopes), registry.url
         advice = registry.advice(scopes)
@@ -153,11 +169,17 @@ async def _ask(
                 return work(client, options)
         except AzureError as error:
             raise explain(error, where, step, advice) from None
+        except (ValueError, AttributeError, TypeError, LookupError) as error:  # the SDK takes any answer for its own
+            raise RegistryError(
+                f"{where}: {step} was answered with what is none of a Container Registry's answers "
+                f"({type(error).__name__}). Check that login_server is one, and proxies on the way"
+            ) from None
 
     return await asyncio.to_thread(ask)
 
 
-def _scopes(repository: str, *actions: str) -> frozenset[tuple[str, str]]:
+def scopes_of(repository: str, *actions: str) -> frozenset[tuple[str, str]]:
+    """The scopes of actions on a repository. Raises `DefinitionError` for a wrong path."""
     return frozenset((f"repository:{check_path(repository)}", action) for action in actions)
 
 

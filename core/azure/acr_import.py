@@ -13,10 +13,12 @@ from prefect_environments.core.errors import DefinitionError, RegistryAuthError,
 from prefect_environments.core.registry_settings import RegistrySettings
 
 if TYPE_CHECKING:
+    from azure.core.polling import LROPoller
     from azure.mgmt.containerregistry import ContainerRegistryManagementClient
 
 _RETRIES = 4
 _POLL = 5  # seconds, where Azure does not say
+_GLANCE = 0.2  # seconds
 
 
 async def import_image(
@@ -49,7 +51,7 @@ async def import_image(
             origin["credentials"] = {"username": login.username, "password": login.password}
     names = {"targetTags": [f"{check_path(path)}:{tag}"]} if tag else {"untaggedTargetRepositories": [check_path(path)]}
     body = {"source": origin, **names, "mode": "Force" if overwrite else "NoForce"}
-    await asyncio.to_thread(_import, azure, settings.ca_file, body, f"import of {source} to {target}", time_limit)
+    await _import(azure, settings.ca_file, body, f"import of {source} to {target}", time_limit)
 
 
 def managed(settings: RegistrySettings, what: str) -> AzureRegistry:
@@ -92,7 +94,7 @@ def management_client(azure: AzureRegistry, ca_file: str | None) -> "ContainerRe
     )
 
 
-def _import(azure: AzureRegistry, ca_file: str | None, body: dict[str, Any], step: str, time_limit: float) -> None:
+async def _import(azure: AzureRegistry, ca_file: str | None, body: dict[str, Any], step: str, limit: float) -> None:
     from azure.core.exceptions import AzureError  # noqa: PLC0415
 
     from prefect_environments.core.azure.acr_failures import explain  # noqa: PLC0415
@@ -102,15 +104,32 @@ def _import(azure: AzureRegistry, ca_file: str | None, body: dict[str, Any], ste
         f"{azure.identity} needs the role Container Registry Data Importer and Data Reader (or Contributor) on "
         f"registry {azure.name}"
     )
+    client = await asyncio.to_thread(management_client, azure, ca_file)
     try:
-        with management_client(azure, ca_file) as client:
-            poller = client.registries.begin_import_image(str(azure.resource_group), azure.name, body)
-            poller.result(time_limit)
-            if not poller.done():
-                raise RegistryUnreachable(
-                    f"{azure.where}: {step} did not end within {time_limit:g} s; it may go on in the registry"
-                )
+        begin = client.registries.begin_import_image
+        poller = await asyncio.to_thread(begin, str(azure.resource_group), azure.name, body)
+        if not await _ended(poller, limit):
+            raise RegistryUnreachable(
+                f"{azure.where}: {step} did not end within {limit:g} s; it may go on in the registry"
+            )
+        poller.result()
+    except OSError as error:  # a workload identity's file
+        raise RegistryAuthError(f"{azure.where}: {step}: {sign_in_failure(error, azure.identity)}") from None
     except AzureError as error:
         if is_sign_in(error, azure.identity.cloud.resource_manager.partition("://")[2].rstrip("/")):
             raise RegistryAuthError(f"{azure.where}: {step}: {sign_in_failure(error, azure.identity)}") from None
         raise explain(error, azure.where, step, advice) from None
+    finally:
+        client.close()
+
+
+async def _ended(poller: "LROPoller[None]", limit: float) -> bool:
+    """Whether it came to its end within `limit` seconds. The SDK's own waiting would hold a thread, and with that the
+    end of the process, after a cancellation."""
+    try:
+        async with asyncio.timeout(limit):
+            while not poller.done():  # noqa: ASYNC110 - its callback cannot be added once it has ended
+                await asyncio.sleep(_GLANCE)
+    except TimeoutError:
+        return False
+    return True

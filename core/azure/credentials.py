@@ -45,6 +45,7 @@ class Identity:
     ca_file: str | None = None
     """PEM file of certificate authorities to trust in addition to the usual ones."""
     retries: int = 3
+    """Of each request but those for a managed identity's token."""
 
     def __post_init__(self) -> None:
         for secret in self._secrets():
@@ -58,8 +59,6 @@ class Identity:
             value = getattr(self, name)
             if value is not None and not _ID.fullmatch(value):
                 raise DefinitionError(f"{name} is an id such as 00000000-0000-0000-0000-000000000000")
-        if not self.cloud.authority_host.startswith("https://"):
-            raise DefinitionError("authority_host is an https URL, such as https://login.example.com")
         self._check_kind()
 
     def _secrets(self) -> list[str]:
@@ -127,7 +126,9 @@ def _token_credential(identity: Identity) -> "MaskingCredential":
         **options,
     }
     if identity.kind == "managed-identity":
-        return MaskingCredential(sdk.ManagedIdentityCredential(client_id=identity.client_id, **options))
+        # with the SDK's own retries: the machine's endpoint is away for up to 70 seconds when it is renewed
+        own = {"client_id": identity.client_id, "transport": options["transport"]}
+        return MaskingCredential(sdk.ManagedIdentityCredential(**own))
     if identity.kind == "default-chain":
         return MaskingCredential(sdk.DefaultAzureCredential(**signing_in, **_chosen(identity)))
     if identity.kind == "workload-identity":

@@ -31,8 +31,14 @@ _SIGN_IN_ADVICE = {
 """By the number of Entra ID's error ("AADSTS error codes")."""
 
 
-def sign_in_failure(error: "AzureError", identity: "Identity") -> str:
-    """Why Entra ID, or the machine's identity endpoint, gave `identity` no token."""
+def sign_in_failure(error: Exception, identity: "Identity") -> str:
+    """Why Entra ID, or the machine's identity endpoint, gave `identity` no token.
+
+    Beside an `AzureError`, `get_token` raises `OSError` for a file of a workload identity that cannot be read, and
+    `ValueError` for an authority that is none.
+    """
+    if isinstance(error, OSError):
+        return f"{identity} cannot sign in: {error.strerror}: {error.filename}"
     message = first_line(error)
     code = _SIGN_IN_CODE.search(message)
     known = _SIGN_IN_ADVICE.get(code[1]) if code else None

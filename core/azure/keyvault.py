@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from prefect_environments.core.azure.credentials import Identity, forget_credentials, token_credential
-from prefect_environments.core.azure.failures import first_line, is_sign_in
+from prefect_environments.core.azure.failures import first_line, is_sign_in, sign_in_failure
 from prefect_environments.core.azure.transport import client_options
 from prefect_environments.core.azure.vault_failures import Step, explain
 from prefect_environments.core.errors import DefinitionError, SecretError
@@ -50,6 +50,8 @@ class VaultSettings:
     identity: Identity = field(default_factory=Identity)
     cache_seconds: int = 300
     """How long a value is kept in memory, at most 600 seconds; 0 asks the vault each time."""
+    block: str = ""
+    """The blocks that say all this, for messages."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.cache_seconds <= LONGEST_CACHE:
@@ -68,12 +70,17 @@ class VaultSettings:
         """`host[:port]`, in lower case."""
         if _NAME.fullmatch(self.vault):
             return f"{self.vault}.{self.identity.cloud.key_vault_suffix}".lower()
-        return urlsplit(self.vault).netloc.lower()
+        return urlsplit(self.vault).netloc.lower().removesuffix(":443")
 
     @property
     def name(self) -> str:
         """The vault's name: what its host begins with."""
         return self.host.partition(".")[0]
+
+    @property
+    def where(self) -> str:
+        """The host, and the blocks that name it."""
+        return f"{self.host} ({self.block})" if self.block else self.host
 
 
 class KeyVault:
@@ -88,6 +95,7 @@ class KeyVault:
         self._lock = threading.Lock()
         self._cached: dict[tuple[str, str | None], tuple[SecretValue, float]] = {}
         self._client: SecretClient | None = None
+        self._written = 0
 
     def get(self, name: str, version: str | None = None) -> SecretValue:
         """A secret's value: of this version, or of the newest."""
@@ -97,10 +105,12 @@ class KeyVault:
             self._cached = {known: kept for known, kept in self._cached.items() if kept[1] > now}
             if found := self._cached.get(key):
                 return found[0]
+            written = self._written
         secret = self._call(Step("get", name, version), lambda client: client.get_secret(name, version))
         value = self._value(secret, name, version)
         with self._lock:
-            self._cached[key] = (value, now + self.settings.cache_seconds)
+            if written == self._written:  # else it may be the value before the one just written
+                self._cached[key] = (value, now + self.settings.cache_seconds)
         return value
 
     def set(self, name: str, value: str) -> None:
@@ -109,11 +119,12 @@ class KeyVault:
         remember(str(value))
         if not value or len(value.encode()) > LONGEST_VALUE:
             raise SecretError(
-                f"secret {name!r} of {self.settings.host}: a value has 1 to {LONGEST_VALUE} bytes, "
+                f"secret {name!r} of {self.settings.where}: a value has 1 to {LONGEST_VALUE} bytes, "
                 f"this one has {len(value.encode())}"
             )
         self._call(Step("set", name), lambda client: client.set_secret(name, str(value)))
         with self._lock:
+            self._written += 1
             self._cached.pop((name.lower(), None), None)
 
     def names(self) -> list[str]:
@@ -166,20 +177,26 @@ class KeyVault:
         raise SecretError(said)
 
     def _attempt(self, step: Step, action: "Callable[[SecretClient], _T]") -> _T:
-        from azure.core.exceptions import AzureError, ClientAuthenticationError  # noqa: PLC0415
+        from azure.core.exceptions import AzureError, ClientAuthenticationError, DeserializationError  # noqa: PLC0415
 
         host, identity, kind = self.settings.host, self.settings.identity, SecretError
+        where = f"{step} of the Key Vault {self.settings.where}"
         try:
             return action(self._open())
         except AzureError as error:
-            said = explain(error, step, host, identity, self.is_deleted)
+            said = f"{where}: {explain(error, step, host, identity, self.is_deleted)}"
             if isinstance(error, ClientAuthenticationError):
                 kind = SecretError if is_sign_in(error, host) else _TokenRefused
                 self._start_anew()
+        except (DeserializationError, AttributeError, TypeError, LookupError) as error:  # it takes any answer
+            said = (
+                f"{where}: what answered is no Key Vault ({type(error).__name__}); check the vault's address, and "
+                "proxies on the way"
+            )
         except ValueError as error:  # the SDK's, for a challenge or authority that is not what it should be
-            said = f"{step} of the Key Vault {host}: {identity} got no token: {first_line(error)}"
+            said = f"{where}: {identity} got no token: {first_line(error)}"
         except OSError as error:
-            said = f"{step} of the Key Vault {host}: {identity} cannot sign in: {error.strerror}: {error.filename}"
+            said = f"{where}: {sign_in_failure(error, identity)}"
         raise kind(said)  # out of the handlers: the SDK's error, with its request in it, is not kept
 
     def _start_anew(self) -> None:
@@ -191,11 +208,11 @@ class KeyVault:
         expires: Any = secret.properties.expires_on
         if expires is not None and expires <= datetime.now(UTC):
             raise SecretError(
-                f"secret {name!r} of {self.settings.host} expired on {expires:%Y-%m-%d}: "
+                f"secret {name!r} of {self.settings.where} expired on {expires:%Y-%m-%d}: "
                 "set a new version, or move its expiry"
             )
         if not secret.value:
-            raise SecretError(f"secret {name!r} of {self.settings.host} has no value; set a new version")
+            raise SecretError(f"secret {name!r} of {self.settings.where} has no value; set a new version")
         return SecretValue(secret.value, SecretReference("secret-uri", name, self.settings.host, version))
 
 

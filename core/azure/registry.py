@@ -48,14 +48,22 @@ class AzureRegistry:
 
     @property
     def name(self) -> str:
-        """The registry's name: what its login server begins with, without the hash of a domain name label."""
+        """The registry resource's name: `team` of `team.azurecr.io` and of `team-a1b2c3.azurecr.io`, whose second part
+        is a hash that keeps names apart (ACR, "Domain name label")."""
         host = self.login_server.partition(":")[0]
         return self.login_server if host.replace(".", "").isdigit() else host.partition(".")[0].partition("-")[0]
 
     async def get(self, host: str) -> Credentials | None:
-        """The identity's Entra token, to be exchanged. Raises `RegistryAuthError` if there is none to be had."""
+        """The identity's Entra token, to be exchanged. Raises `RegistryAuthError` if there is none to be had, and for a
+        host that is no registry of the identity's cloud: the token would open all registries of that cloud there."""
         if self.identity is None:
             return None
+        suffix = self.identity.cloud.registry_suffix.partition(":")[0].lower()
+        if not self.login_server.partition(":")[0].lower().endswith(f".{suffix}"):
+            raise RegistryAuthError(
+                f"{self.where}: no token of {self.identity} is sent there, as registries of its cloud end with "
+                f".{suffix}. Correct login_server, or the cloud (else registry_suffix) of the AzureCredentials block"
+            )
         token = await asyncio.to_thread(self._token, self.identity)
         exchange = EntraExchange(self, token.token, self.identity.tenant_id or "")
         return Credentials(str(self.identity), "", exchange=exchange, expires=token.expires_on - _EARLY)
@@ -65,7 +73,7 @@ class AzureRegistry:
 
         try:
             return token_credential(identity).get_token(f"{identity.cloud.registry_audience}/.default")
-        except AzureError as error:
+        except (AzureError, OSError, ValueError) as error:
             raise RegistryAuthError(f"{self.where}: {sign_in_failure(error, identity)}") from None
 
     @property

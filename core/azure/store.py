@@ -29,13 +29,14 @@ class KeyVaultSecretStore:
         """The settings of the vault that a reference names. Raises `SecretError` if it is not known."""
         if reference.form == "block" or not reference.vault:
             raise SecretError(f"{reference}: this is the name of a Prefect Secret block, not of a Key Vault's secret")
-        wanted = reference.vault.lower()
+        wanted = reference.vault.lower().removesuffix(":443")
         for vault in self._vaults:
             if wanted == (vault.host if reference.form == "secret-uri" else vault.name):
                 return vault
         if not self._vaults:
             raise SecretError(
-                f"{reference}: no Key Vault is known here; set the workspace's field keyvault to a Keyvault block"
+                f"{reference}: no Key Vault is known here; set the workspace's field keyvault to a Keyvault block (or "
+                "that of the registry's block, for its own user name and password)"
             )
         if not self._allow_unknown:
             known = ", ".join(vault.host for vault in self._vaults)

@@ -1,4 +1,4 @@
-"""The HTTP transport of Azure's clients, which trusts a private certificate authority where one is named."""
+"""The HTTP transport of Azure's clients: bounded waiting, and private certificate authorities where one is named."""
 
 import ssl
 from typing import TYPE_CHECKING, Any
@@ -7,19 +7,31 @@ from prefect_environments.core.errors import DefinitionError
 
 if TYPE_CHECKING:
     from azure.core.pipeline.transport import RequestsTransport
+    from requests import Session
+
+
+_LONGEST_WAIT = 60.0
+"""Seconds. The SDK waits as long as a server's `Retry-After` says, were it a day, and nothing can interrupt it."""
 
 
 def client_options(ca_file: str | None, retries: int) -> dict[str, Any]:
     """Keyword arguments for any client or credential of the SDK. Raises `DefinitionError` for an unusable file."""
-    options: dict[str, Any] = {"retry_total": retries, "connection_timeout": 10, "read_timeout": 30}
-    if ca_file is not None:
-        options["transport"] = _trusting(ca_file, options)
-    return options
+    timeouts = {"connection_timeout": 10, "read_timeout": 30}
+    return {"retry_total": retries, **timeouts, "transport": _transport(ca_file, timeouts)}
 
 
-def _trusting(ca_file: str, options: dict[str, Any]) -> "RequestsTransport":
-    """A transport that trusts the authorities of a PEM file in addition to the usual ones."""
+def _transport(ca_file: str | None, timeouts: dict[str, int]) -> "RequestsTransport":
     from azure.core.pipeline.transport import RequestsTransport  # noqa: PLC0415
+
+    class Transport(RequestsTransport):  # type: ignore[misc]  # untyped
+        def sleep(self, duration: float) -> None:
+            super().sleep(min(duration, _LONGEST_WAIT))
+
+    return Transport(session=_trusting(ca_file), **timeouts) if ca_file is not None else Transport(**timeouts)
+
+
+def _trusting(ca_file: str) -> "Session":
+    """A session that trusts the authorities of a PEM file in addition to the usual ones."""
     from requests import Session  # noqa: PLC0415
     from requests.adapters import HTTPAdapter  # noqa: PLC0415
 
@@ -39,5 +51,4 @@ def _trusting(ca_file: str, options: dict[str, Any]) -> "RequestsTransport":
 
     session = Session()
     session.mount("https://", Adapter())
-    timeouts = {name: options[name] for name in ("connection_timeout", "read_timeout")}
-    return RequestsTransport(session=session, **timeouts)
+    return session

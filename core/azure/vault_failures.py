@@ -42,16 +42,13 @@ class Step:
 def explain(
     error: "AzureError", step: Step, host: str, identity: "Identity", is_deleted: Callable[[str], bool | None]
 ) -> str:
-    """A message for `SecretError`. `is_deleted` is asked about a name that the vault does not know."""
-    where = f"{step} of the Key Vault {host}"
+    """What went wrong, for `SecretError`. `is_deleted` is asked about a name that the vault does not know."""
     if is_sign_in(error, host):
-        return f"{where}: {sign_in_failure(error, identity)}"
+        return sign_in_failure(error, identity)
     if reason := connection_failure(error):
         asked = asked_host(error) or host
-        if asked != host:
-            return f"{where}: {identity} got no token from {asked}: {reason}"
-        return f"{where}: {reason}"
-    return f"{where}: {_by_status(error, step, host, identity, is_deleted)}"
+        return f"{identity} got no token from {asked}: {reason}" if asked != host else reason
+    return _by_status(error, step, host, identity, is_deleted)
 
 
 def _by_status(

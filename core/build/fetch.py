@@ -13,7 +13,7 @@ import aiohttp
 
 from prefect_environments.core import files
 from prefect_environments.core.errors import PackageError
-from prefect_environments.core.lock import urls
+from prefect_environments.core.lock import feeds
 from prefect_environments.core.lock.model import LockedCondaPackage, LockedPackage
 from prefect_environments.core.lock.source_builds import WheelStore
 from prefect_environments.core.oci import digest as digests
@@ -113,15 +113,17 @@ class WheelCache:
                 if attempt == _ATTEMPTS or (status is not None and status not in _TRY_AGAIN):
                     raise PackageError(_explain(package, address.hostname, error, status)) from None
                 logger.warning("download of %s failed, trying again (%s)", package.filename, type(error).__name__)
-                await asyncio.sleep(min(8.0, 0.25 * 2**attempt) * random.uniform(0.5, 1))  # noqa: S311
+                own = min(8.0, 0.25 * 2**attempt) * random.uniform(0.5, 1)  # noqa: S311
+                await asyncio.sleep(feeds.pause(getattr(error, "headers", None), own))
 
     async def _download(self, package: _Package, path: Path, *, anew: bool) -> None:
         """One try; `anew` asks caches on the way to fetch the file themselves, where theirs may be damaged."""
         if self._session is None:
-            self._session = aiohttp.ClientSession(trust_env=True, timeout=_TIMEOUT, auto_decompress=False)
-        url = str(package.url)
-        headers = self._headers(url) | ({"Cache-Control": "no-cache"} if anew else {})
-        async with self._session.get(url, headers=headers, raise_for_status=True) as response:
+            self._session = feeds.open_session(_TIMEOUT)
+        headers = {"Cache-Control": "no-cache"} if anew else {}
+        given = feeds.request(self._session, "GET", str(package.url), self._credentials, headers=headers)
+        async with given as response:
+            response.raise_for_status()
             with files.storage("writing the wheel cache", self.folder), files.temporary_file(self.folder) as file:
                 hasher, size = hashlib.sha256(), 0
                 async for chunk in response.content.iter_chunked(_CHUNK):
@@ -159,11 +161,6 @@ class WheelCache:
             _check_hash(package, hasher.hexdigest())
             file.flush()
             files.publish(Path(file.name), path)
-
-    def _headers(self, url: str) -> dict[str, str]:
-        if urls.user_info(url) is not None:
-            return {}  # the address carries its own
-        return urls.authorization(urls.credentials_for(url, self._credentials))
 
 
 def _source(package: _Package) -> str:

@@ -180,3 +180,16 @@ async def delete(place: Place, digest: str) -> bool:
         expect={200, 202, 404},
     )
     return (await place.transport.fetch(request)).status != 404
+
+
+async def delete_tag(place: Place, tag: str) -> bool:
+    """Delete a tag and leave its manifest; `False` where the registry cannot, or has no such tag (distribution-spec,
+    "Deleting tags": a registry may refuse with 400 or 405)."""
+    request = place.request(
+        "DELETE",
+        f"manifests/{check_tag(tag)}",
+        f"deletion of tag {tag}",
+        actions=("pull", "delete"),
+        expect={200, 202, 400, 404, 405},
+    )
+    return (await place.transport.fetch(request)).status in (200, 202)

@@ -157,6 +157,10 @@ class RegistryRepository:
         """Delete a manifest with all its tags; `False` if it was not there. Not every registry allows it."""
         return await manifests.delete(self._place, digest)
 
+    async def delete_tag(self, tag: str) -> bool:
+        """Delete a tag and leave its manifest; `False` where the registry cannot, or has no such tag."""
+        return await manifests.delete_tag(self._place, tag)
+
     async def has_blob(self, digest: str) -> bool:
         """Whether this repository has the blob."""
         return await blobs.has(self._place, digest)

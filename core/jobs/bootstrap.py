@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from prefect_environments.core.errors import NotSupportedYet
-from prefect_environments.core.jobs.command import command_of, words_of
+from prefect_environments.core.jobs.command import command_of, plain, words_of
 from prefect_environments.core.jobs.config import ScriptRunConfig
 from prefect_environments.core.jobs.distribution import PyTorchConfiguration
 from prefect_environments.core.jobs.inside import starter, wire
@@ -154,7 +154,7 @@ def _plan(
         "processes": distribution.processes,
         "master": [master, _free_port()],
         "command": words_of(config, python),
-        "bootstrap": config.bootstrap,
+        "bootstrap": plain(config.bootstrap),
         "run_on": config.run_on,
         "bootstrap_seconds": config.bootstrap_time_limit_seconds,
         "starter": start,

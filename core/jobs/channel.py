@@ -19,8 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prefect_environments.core.build.docker.client_config import hide
 from prefect_environments.core.errors import PrefectEnvironmentsError, SecretError
 from prefect_environments.core.jobs.inside import wire
+from prefect_environments.core.jobs.outputs import PRECISE
 from prefect_environments.core.redact import redact
 from prefect_environments.core.secrets import SecretReference, SecretStore
 from prefect_environments.core.secrets import resolve as resolve_secret
@@ -38,7 +40,6 @@ _PATIENCE = 10.0  # seconds for a connection to say what it wants
 _SECRET_SECONDS = 60.0
 _WAIT_FOR_OTHERS = 60.0  # seconds more than a bootstrap may take, for containers to start
 _LONGEST_NAME, _LONGEST_VALUE = 200, 1000
-_PRECISE = 2**53  # integers beyond it are no numbers to many readers of JSON
 _BACKLOG = 1024
 
 logger = logging.getLogger(__name__)
@@ -159,7 +160,9 @@ class Channel:
             raise _Refused("a request is one JSON object on a line of at most 64 KiB") from None
         if not isinstance(request, dict):
             raise _Refused("a request is a JSON object")
-        if self._token and not hmac.compare_digest(str(request.get("token")).encode(), self._token.encode()):
+        if self._token and not hmac.compare_digest(
+            str(request.get("token")).encode("utf-8", "replace"), self._token.encode()
+        ):
             raise _Refused("the token is missing or wrong")
         await self._pace()
         match request.get("do"):
@@ -200,6 +203,7 @@ class Channel:
             raise _Refused(f"the secret {name!r} could not be looked up in {_SECRET_SECONDS:g} seconds") from None
         except PrefectEnvironmentsError as error:
             raise _Refused(str(error)) from None
+        hide({}, {"": str(value)})  # a script may print it line by line
         return {"value": str(value)}
 
     async def _meet(self, node: object, code: object) -> dict[str, Any]:
@@ -254,10 +258,12 @@ def _point(point: object) -> tuple[str, Value]:
         case [str(name), bool(value) | str(value)] if name.strip():
             pass
         case [str(name), int(value)] if name.strip():
-            value = value if abs(value) <= _PRECISE else str(value)
+            value = value if abs(value) <= PRECISE else str(value)
         case [str(name), float(value)] if name.strip():
             value = value if math.isfinite(value) else str(value)
         case _:
             raise _Refused("points are pairs of a name and a number, a truth value or a text")
     shown = redact("".join(letter if letter.isprintable() else " " for letter in name).strip())
-    return shown[:_LONGEST_NAME], redact(value)[:_LONGEST_VALUE] if isinstance(value, str) else value
+    if isinstance(value, str):  # JSON can hold half a character, which nothing after us can write down
+        value = redact(value.encode("utf-8", "replace").decode())[:_LONGEST_VALUE]
+    return shown[:_LONGEST_NAME], value

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from prefect_environments.core.errors import DefinitionError
 
@@ -65,6 +65,11 @@ class PyTorchConfiguration(_Configuration):
     communication_backend: Literal["Nccl", "Gloo"] = Field(default="Nccl", description="Nccl for GPUs, Gloo without.")
     process_count: int = Field(default=0, ge=0, le=MOST, description="Processes of all nodes; 0: one a node.")
     node_count: int = Field(default=1, ge=1, le=MOST, description="Nodes: containers, when it runs on one machine.")
+
+    @field_validator("process_count", mode="before")
+    @classmethod
+    def _none_is_one_a_node(cls, value: Any) -> Any:
+        return 0 if value is None else value  # as in SDK v1
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -84,6 +84,7 @@ async def _follow(
         _kill(process)
         await asyncio.wait([reader], timeout=_REST)
         reader.cancel()
+        await asyncio.wait([reader])  # it hands on its last line, and lets go of the pipe before that is closed
     code = await process.wait()
     return (code if code >= 0 else 128 - code), timed_out
 

@@ -93,7 +93,7 @@ class OutputFile(BaseModel):
 
 
 class JobResult(BaseModel):
-    """A job that ended well."""
+    """How a job ended, and what it left."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -9,9 +9,9 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -102,10 +102,11 @@ class DockerLauncher:
                     master=leading_address(network, containers[0].name, count),
                     python_path=await asyncio.to_thread(_python_path, self.engine, image),
                 )
-                for container, node in zip(containers, nodes, strict=True):
-                    await settled(asyncio.to_thread(container.create, image, request, node, network), _END)
                 limit = request.config.time_limit_seconds or None
-                code, timed_out = await together(container.follow(log, limit, threads) for container in containers)
+                with _explaining(request.config):
+                    for container, node in zip(containers, nodes, strict=True):
+                        await settled(asyncio.to_thread(container.create, image, request, node, network), _END)
+                    code, timed_out = await together(container.follow(log, limit, threads) for container in containers)
                 # an inner process may be what was killed: its parent then ends as it likes
                 killed = any(await gather(asyncio.to_thread(container.out_of_memory) for container in containers))
                 return code, timed_out, killed
@@ -216,11 +217,31 @@ def _is_held(marker: Path) -> bool:
     try:
         with marker.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+    except (BlockingIOError, PermissionError):
+        return True  # another user's is theirs to look after
     except OSError:
         return False
     return False
+
+
+@contextmanager
+def _explaining(config: ScriptRunConfig) -> Iterator[None]:
+    """Say in words that help what the engine says of GPUs that it has not, and of folders that it does not see."""
+    try:
+        yield
+    except JobError as error:
+        said = str(error)
+        if config.gpus and "device driver" in said:
+            raise JobError(
+                "the job wants GPUs, and the Docker engine has none to give: install the NVIDIA Container Toolkit on a "
+                f"machine that has some, choose a work pool, or set gpus to 0 ({said})"
+            ) from error
+        if "bind source path does not exist" in said:
+            raise JobError(
+                "the Docker engine does not see this machine's folders, which a local job mounts: it may be outside of "
+                f"the container that this runs in. Choose a work pool, or compute_target local:process ({said})"
+            ) from error
+        raise
 
 
 def _labels(request: JobRequest) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Environments on this machine with a lock's versions: for jobs where there is no Docker engine.
 
 They are kept by what they are made of, are made once, and share their files by hard links. A folder without its mark
-is one that somebody died making: it is made anew.
+is one that somebody died making, and one whose packages are others now was changed by a job that installed some: each
+is made anew, unless a job still runs in it.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ import re
 import shutil
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 from prefect_environments.core import canonical, files, hashes
@@ -29,7 +30,8 @@ from prefect_environments.core.oci import digest as digests
 from prefect_environments.core.site import Site
 
 _READY = ".prefect-environments.json"
-_RECIPE = 1
+_RECIPE = 2
+_MOST = 100
 _SECONDS = 1800.0
 _LOOK = 0.1  # seconds between two looks whether another process is done
 
@@ -37,7 +39,14 @@ logger = logging.getLogger(__name__)
 
 
 async def ensure_environment(site: Site, lock: Lock) -> Path:
-    """The interpreter of an environment with exactly the lock's packages, found or made.
+    """See `environment`, for who does not say when it is used no more."""
+    async with environment(site, lock) as python:
+        return python
+
+
+@asynccontextmanager
+async def environment(site: Site, lock: Lock) -> AsyncIterator[Path]:
+    """The interpreter of an environment with exactly the lock's packages, found or made; it stays for the block.
 
     Needs a Python of the lock's minor version on this machine, and never fetches one; conda's locks bring their own.
     Raises `JobError` where this machine cannot have the environment, and `PackageError` for what cannot be fetched.
@@ -45,14 +54,48 @@ async def ensure_environment(site: Site, lock: Lock) -> Path:
     _check_machine(lock)
     interpreter = "" if lock.conda else await _find_python(site, lock)
     key = digests.hex_of(canonical.digest([_RECIPE, hashes.image_hash(lock), interpreter]))[:32]
-    folder = site.cache / "environments" / key
-    python = folder / "bin" / "python"
-    with files.storage("making a local environment", folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        async with _locked(folder.parent / f"{key}.lock"):
-            if not (folder / _READY).is_file():
-                await _make(site, lock, interpreter, folder)
-    return python
+    place = site.cache / "environments"
+    with ExitStack() as stack:
+        with files.storage("making a local environment", place):
+            place.mkdir(parents=True, exist_ok=True)
+            async with _locked(place / f"{key}.lock"):
+                folder = await _free(site, lock, interpreter, place / key, stack)
+        yield folder / "bin" / "python"
+
+
+async def _free(site: Site, lock: Lock, interpreter: str, first: Path, stack: ExitStack) -> Path:
+    """A whole environment, marked as in use until `stack` ends."""
+    for number in range(_MOST):
+        folder = first if number == 0 else first.with_name(f"{first.name}-{number}")
+        used = stack.enter_context(folder.with_name(f"{folder.name}.used").open("ab"))
+        if not _is_whole(folder):
+            try:
+                fcntl.flock(used, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue  # a job runs in what it changed
+            await _make(site, lock, interpreter, folder)
+        fcntl.flock(used, fcntl.LOCK_SH)
+        return folder
+    raise JobError(f"{_MOST} jobs run in local environments that they changed, at {first}; wait for their ends")
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        known = json.loads((folder / _READY).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(known, dict) and known.get("content") == _content(folder)
+
+
+def _content(folder: Path) -> str:
+    """What is installed, by the names that installers write: modules, descriptions of packages, scripts."""
+    places = [folder / "bin", folder / "conda-meta", *sorted(folder.glob("lib/python*/site-packages"))]
+    names = [
+        [place.name, *sorted({path.name for path in place.iterdir()} - {"__pycache__"})]
+        for place in places
+        if place.is_dir()
+    ]
+    return canonical.digest(names)
 
 
 def _check_machine(lock: Lock) -> None:
@@ -120,7 +163,8 @@ async def _make(site: Site, lock: Lock, interpreter: str, folder: Path) -> None:
         )
     if wheels:
         await _install_wheels(site, lock, wheels, folder)
-    ready = json.dumps({"image-hash": hashes.image_hash(lock), "python": interpreter}).encode()
+    known = {"image-hash": hashes.image_hash(lock), "python": interpreter, "content": _content(folder)}
+    ready = json.dumps(known).encode()
     await asyncio.to_thread(files.write_atomically, folder / _READY, ready, site.scratch)
 
 

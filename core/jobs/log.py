@@ -57,7 +57,7 @@ class Lines:
         *lines, self._rest = (self._rest + self._decoder.decode(data)).replace("\r\n", "\n").split("\n")
         for line in lines:
             if not self._cut:
-                self._log.line(line.rpartition("\r")[2])
+                self._log.line(line.rstrip("\r").rpartition("\r")[2])
             self._cut = False
         before, returned, last = self._rest.rpartition("\r")
         if returned and last:  # a return at the very end may be half of a line end

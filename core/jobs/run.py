@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import signal
 import time
 import uuid
 from collections.abc import Callable
@@ -26,6 +27,8 @@ from prefect_environments.core.site import Site, open_site
 from prefect_environments.core.versions import VersionRecord
 from prefect_environments.core.workspace import Workspace
 
+_KILLED = 137
+
 logger = logging.getLogger(__name__)
 
 
@@ -48,11 +51,14 @@ def check(config: ScriptRunConfig) -> None:
 
 
 async def find_environment(workspace: Workspace, name: str) -> VersionRecord:
-    """The version that `name[:version[@digest]]` names. Raises `VersionNotFound`, and `NotFound` for one unbuilt."""
+    """The version that `name[:version[@digest]]` or `name@label` names.
+
+    Raises `VersionNotFound`, and `NotFound` for a curated environment that nobody has built.
+    """
     if not name:
         raise DefinitionError("the job names no environment; give a name, name:version or a definition")
     wanted = EnvironmentName.parse(name)
-    record = await steps.find_version(workspace, wanted.name, wanted.version)
+    record = await steps.find_version(workspace, wanted.name, wanted.version, label=wanted.label)
     if not record.reference:
         raise NotFound(f"{record.name} is curated, and not built in this workspace yet; build it first")
     if wanted.digest and record.digest != wanted.digest:
@@ -105,7 +111,7 @@ async def run_job(
     own, secrets = config.environment_variables, site.workspace.secrets
     variables = {} if runner.elsewhere else await resolved(record.environment_variables, own, secrets)
     channel = open_channel(site, config, record, name)
-    place = (outputs or default_outputs()) / name / "outputs"
+    place = (outputs or default_outputs()).absolute() / name / "outputs"
     log = JobLog(on_line)
     try:
         with files.storage("preparing a job", site.scratch), files.temporary_folder(site.scratch) as folder:
@@ -184,11 +190,14 @@ def _check_exit(config: ScriptRunConfig, ended: JobExit, log: JobLog, result: Jo
     elif ended.out_of_memory:
         why = f"ran out of memory (limit {config.memory or 'of the machine'})"
         advice = "raise memory, or let it hold less at once"
-    elif ended.code > 128:
+    elif ended.code == _KILLED:
+        why, advice = f"was killed (signal 9, exit status {_KILLED})", "look for a crash or a lack of memory"
+    elif ended.code - 128 in signal.valid_signals():
         why, advice = f"was ended by signal {ended.code - 128}", "look for a crash or a lack of memory"
     elif ended.code:
         why, advice = f"failed with exit status {ended.code}", "correct the script and run it again"
     else:
         return
     there = f" What it wrote is in {result.outputs}." if result.outputs else ""
-    raise JobFailed(f"the job {result.id} {why}; {advice}.{there}{last_lines(log.last)}", exit_code=ended.code or 1)
+    told = f"the job {result.id} {why}; {advice}.{there}{last_lines(log.last)}"
+    raise JobFailed(told, exit_code=ended.code or 1, result=result)

@@ -3,14 +3,15 @@
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from prefect_environments.core import files, trees
 from prefect_environments.core.build.docker.ignore import IgnoreRules, Verdict
 from prefect_environments.core.errors import DefinitionError, SpecificationError
 from prefect_environments.core.jobs.config import ScriptRunConfig
+from prefect_environments.core.jobs.gitignore import GitIgnoreRules
 
 IGNORE_FILES = (".amlignore", ".dockerignore", ".gitignore")
 """The first of them that is there says what is left out. Only the one at the top of the source counts."""
@@ -33,11 +34,41 @@ def check_source(config: ScriptRunConfig) -> None:
     folder = folder_of(config)
     if not folder.is_dir():
         raise DefinitionError(f"source_directory {config.source_directory!r:.300} is no folder here; correct the path")
-    kept = {entry.path for entry in source_entries(folder)}
+    check_paths(config, folder, {entry.path for entry in source_entries(folder)})
+
+
+def check_paths(config: ScriptRunConfig, folder: Path, kept: Container[str] | None = None) -> None:
+    """Raise `DefinitionError` where the source in `folder` lacks what is to be run, or cannot have the outputs folder.
+
+    `kept` are the paths that go to the job; all without it.
+    """
+    root = folder.resolve()
     for name, path in (("script", config.script), ("bootstrap", config.bootstrap)):
-        if path and path not in kept:
-            why = "is left out by an ignore file" if (folder / path).is_file() else "is not there"
+        if path and (why := _why_not(root, root / path, kept)):
             raise DefinitionError(f"the {name} {path!r:.200} {why} in the source folder {folder}")
+    if config.outputs:
+        # what lies behind a link is somebody else's, and would be taken for former outputs
+        for above in (folder / parent for parent in PurePosixPath(config.outputs).parents):
+            if above != folder and (above.is_symlink() or (above.exists() and not above.is_dir())):
+                raise DefinitionError(
+                    f"outputs is {config.outputs!r:.200}, but {above.name!r} in the source is a link or a file; name "
+                    "a folder of the job's own"
+                )
+        if (folder / config.outputs).is_file():
+            raise DefinitionError(f"outputs is {config.outputs!r:.200}, which is a file in the source; name a folder")
+
+
+def _why_not(root: Path, place: Path, kept: Container[str] | None) -> str:
+    try:
+        real = place.resolve(strict=True)
+    except (OSError, RuntimeError):
+        return "is not there"
+    if not real.is_relative_to(root):
+        return "is a link to what is not"
+    if not real.is_file() and not (real / "__main__.py").is_file():
+        return "is no file"
+    left_out = kept is not None and real.relative_to(root).as_posix() not in kept
+    return "is left out by an ignore file, or as a cache," if left_out else ""
 
 
 def folder_of(config: ScriptRunConfig) -> Path:
@@ -50,7 +81,9 @@ async def stage(config: ScriptRunConfig, folder: Path) -> Path:
     if config.is_git:
         from prefect_environments.core.build.docker.checkout import GitContext, checkout  # noqa: PLC0415  # for git
 
-        return await checkout(GitContext.parse(config.source_directory), folder / "source")
+        place = await checkout(GitContext.parse(config.source_directory), folder / "source")
+        check_paths(config, place)
+        return place
     import asyncio  # noqa: PLC0415
 
     return await asyncio.to_thread(_copy, folder_of(config), folder / "source", config.outputs)
@@ -61,10 +94,11 @@ def source_entries(folder: Path) -> Iterator[SourceEntry]:
 
     Folders come before what is in them, sorted by name; links are not followed.
     """
-    yield from _below(folder, "", ignore_rules(folder), None)
+    rules = ignore_rules(folder)
+    yield from _by_git(folder, "", rules) if isinstance(rules, GitIgnoreRules) else _below(folder, "", rules, None)
 
 
-def ignore_rules(folder: Path) -> IgnoreRules:
+def ignore_rules(folder: Path) -> IgnoreRules | GitIgnoreRules:
     """The rules of the ignore file that counts. Raises `SpecificationError` for one that cannot be read."""
     name = next((name for name in IGNORE_FILES if (folder / name).is_file()), "")
     if not name:
@@ -73,31 +107,22 @@ def ignore_rules(folder: Path) -> IgnoreRules:
         text = (folder / name).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SpecificationError(f"{folder / name} cannot be read ({type(error).__name__})") from None
-    lines = text.splitlines() if name == ".dockerignore" else map(_from_git, text.splitlines())
-    return IgnoreRules("\n".join(lines), name)
+    return IgnoreRules(text, name) if name == ".dockerignore" else GitIgnoreRules(text)
 
 
-def _from_git(line: str) -> str:
-    """A line of `.gitignore` (gitignore(5)) as one of `.dockerignore`: without a slash inside, it holds at any depth.
-
-    Unlike git, an exception also brings back what lies below a folder that is left out.
-    """
-    text = line.strip()
-    if not text or text.startswith("#"):
-        return ""
-    mark = "!" if text.startswith("!") else ""
-    pattern = text.removeprefix("!").rstrip("/").replace("[!", "[^")
-    if pattern.startswith("\\") and pattern[1:2] in ("#", "!"):
-        pattern = pattern[1:]
-    if not pattern:
-        return ""
-    return f"{mark}{pattern.lstrip('/')}" if "/" in pattern else f"{mark}**/{pattern}"
+def _by_git(root: Path, inside: str, rules: GitIgnoreRules) -> Iterator[SourceEntry]:
+    for child in _children(root, inside):
+        path = f"{inside}/{child.name}" if inside else child.name
+        folder = child.is_dir(follow_symlinks=False)
+        if rules.leaves_out(path, folder=folder) or (folder and child.name in trees.LEFT_OUT):
+            continue
+        yield SourceEntry(path, Path(child.path))
+        if folder:
+            yield from _by_git(root, path, rules)
 
 
 def _below(root: Path, inside: str, rules: IgnoreRules, parent: Verdict | None) -> Iterator[SourceEntry]:
-    with files.storage("reading the source", root / inside):
-        children = sorted(os.scandir(root / inside), key=lambda child: child.name)
-    for child in children:
+    for child in _children(root, inside):
         path = f"{inside}/{child.name}" if inside else child.name
         verdict = rules.of(path, parent)
         folder = child.is_dir(follow_symlinks=False)
@@ -109,12 +134,18 @@ def _below(root: Path, inside: str, rules: IgnoreRules, parent: Verdict | None) 
             yield from _below(root, path, rules, verdict)
 
 
+def _children(root: Path, inside: str) -> "list[os.DirEntry[str]]":
+    with files.storage("reading the source", root / inside), os.scandir(root / inside) as found:
+        return sorted(found, key=lambda child: child.name)
+
+
 def _copy(source: Path, target: Path, outputs: str) -> Path:
     """Copy what goes to a job; a folder of former outputs stays behind."""
     count, made = 0, set[Path]()
     with files.storage("copying the source", target):
+        entries = list(source_entries(source))  # all before the copy is there, which may lie in the source
         target.mkdir()
-        for entry in source_entries(source):
+        for entry in entries:
             if outputs and (entry.path == outputs or entry.path.startswith(f"{outputs}/")):
                 continue
             place = target / entry.path

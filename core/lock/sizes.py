@@ -14,7 +14,7 @@ import aiohttp
 
 from prefect_environments.core.concurrency import gather
 from prefect_environments.core.errors import ResolveError
-from prefect_environments.core.lock import urls
+from prefect_environments.core.lock import feeds
 from prefect_environments.core.lock.model import LockedPackage
 
 _AT_ONCE = 16
@@ -23,7 +23,7 @@ _LIMIT = aiohttp.ClientTimeout(total=None, connect=20, sock_read=60)
 
 
 async def complete(
-    packages: Iterable[LockedPackage], credentials: Mapping[str, tuple[str, str]], known: Mapping[str, int | None]
+    packages: Iterable[LockedPackage], credentials: feeds.Logins, known: Mapping[str, int | None]
 ) -> tuple[LockedPackage, ...]:
     """The packages, each with its size in bytes; `known` has sizes by sha256 of an earlier lock.
 
@@ -33,7 +33,7 @@ async def complete(
     if all(package.size is not None for package in given):
         return tuple(given)
     slots = asyncio.Semaphore(_AT_ONCE)
-    async with aiohttp.ClientSession(trust_env=True, timeout=_LIMIT, auto_decompress=False) as session:
+    async with feeds.open_session(_LIMIT) as session:
 
         async def sized(package: LockedPackage) -> LockedPackage:
             if package.size is not None or package.url is None:
@@ -44,16 +44,13 @@ async def complete(
         return tuple(await gather(sized(package) for package in given))
 
 
-async def _size(
-    session: aiohttp.ClientSession, package: LockedPackage, url: str, credentials: Mapping[str, tuple[str, str]]
-) -> int:
+async def _size(session: aiohttp.ClientSession, package: LockedPackage, url: str, credentials: feeds.Logins) -> int:
     address = urlsplit(url)
-    auth = urls.authorization(urls.credentials_for(url, credentials))
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             if address.scheme == "file":
                 return Path(unquote(address.path)).stat().st_size
-            return await _asked(session, url, auth)
+            return await _asked(session, url, credentials)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             status = error.status if isinstance(error, aiohttp.ClientResponseError) else None
             if attempt == _ATTEMPTS or address.scheme == "file" or (status and status < 500 and status != 429):
@@ -62,16 +59,16 @@ async def _size(
                     f"the size of {package.filename} cannot be learned from {address.hostname or 'its folder'}: "
                     f"{reason}; check the index and its credentials, then resolve again"
                 ) from None
-            await asyncio.sleep(0.25 * 2**attempt)
+            await asyncio.sleep(feeds.pause(getattr(error, "headers", None), 0.25 * 2**attempt))
     raise AssertionError("the last attempt returns or raises")
 
 
-async def _asked(session: aiohttp.ClientSession, url: str, auth: Mapping[str, str]) -> int:
+async def _asked(session: aiohttp.ClientSession, url: str, credentials: feeds.Logins) -> int:
     """By the headers of the file; where a server gives none or knows no HEAD, by reading it."""
-    headers = {"Accept-Encoding": "identity", **auth}
-    async with session.head(url, headers=headers, allow_redirects=True) as response:
+    async with feeds.request(session, "HEAD", url, credentials) as response:
         length = response.headers.get("Content-Length", "")
         if response.status == 200 and length.isascii() and length.isdigit():
             return int(length)
-    async with session.get(url, headers=headers, raise_for_status=True) as response:
+    async with feeds.request(session, "GET", url, credentials) as response:
+        response.raise_for_status()
         return sum([len(chunk) async for chunk in response.content.iter_chunked(1 << 18)])

@@ -20,7 +20,7 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 from prefect_environments.core import trees
 from prefect_environments.core.errors import NoFittingWheel, PackageError, ResolveError
 from prefect_environments.core.files import storage, write_atomically
-from prefect_environments.core.lock import process, urls, wheels
+from prefect_environments.core.lock import feeds, process, urls, wheels
 from prefect_environments.core.lock.model import LockedPackage
 from prefect_environments.core.lock.pylock import SourcePackage
 from prefect_environments.core.lock.target import Target
@@ -261,14 +261,13 @@ async def _sdist(source: SourcePackage, folder: Path, settings: BuildSettings) -
 
 
 async def _download(source: SourcePackage, file: Path, settings: BuildSettings) -> None:
-    login = urls.user_info(source.url) or urls.credentials_for(source.url, settings.credentials)
-    address = urls.without_user_info(source.url).partition("#")[0]
     limit = aiohttp.ClientTimeout(total=settings.timeout, sock_read=60)
     try:
         async with (
-            aiohttp.ClientSession(trust_env=True, timeout=limit) as session,
-            session.get(address, headers=urls.authorization(login), raise_for_status=True) as response,
+            feeds.open_session(limit) as session,
+            feeds.request(session, "GET", source.url, settings.credentials) as response,
         ):
+            response.raise_for_status()
             with file.open("wb") as out:
                 async for chunk in response.content.iter_chunked(1 << 16):
                     out.write(chunk)

@@ -1,6 +1,7 @@
 """Addresses without what must not be stored: user-info, signatures and tokens."""
 
 import base64
+import itertools
 import re
 from collections.abc import Mapping
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -44,19 +45,40 @@ def authorization(login: tuple[str, str] | None) -> dict[str, str]:
 
 
 def credentials_for(url: str, known: Mapping[str, tuple[str, str]]) -> tuple[str, str] | None:
-    """The credentials of the longest URL prefix, else of `host:port`, of the host, or of any prefix on the same scheme,
-    host and port (an index's files are often beside it); `None` if none is known."""
-    cleaned = clean(url)
-    prefixes = [key for key in known if "://" in key and _is_prefix(key, cleaned)]
-    if prefixes:
-        return known[max(prefixes, key=len)]
-    parts = urlsplit(cleaned)
-    if login := known.get(parts.netloc) or known.get(parts.hostname or ""):
-        return login
+    """The first of `candidates`; `None` if there is none."""
+    return next(iter(candidates(url, known)), None)
+
+
+def candidates(url: str, known: Mapping[str, tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """The credentials of the longest URL prefix, else of `host:port`, else of the host, each alone; else those of all
+    prefixes on the same scheme, host and port, whose path has most in common with the address's first.
+
+    The last because an index's files are often beside it: which of two feeds on one host they are of is a guess.
+    """
+    asked = _comparable(url)
+    prefixes = {_comparable(key): login for key, login in known.items() if "://" in key}
+    below = [key for key in prefixes if asked == key or asked.startswith(f"{key}/")]
+    if below:
+        return (prefixes[max(below, key=len)],)
+    parts = urlsplit(asked)
+    hosts = {key.lower(): login for key, login in known.items() if "://" not in key}
+    if login := hosts.get(parts.netloc) or hosts.get(parts.hostname or ""):
+        return (login,)
     origin = f"{parts.scheme}://{parts.netloc}"
-    return next((login for key, login in known.items() if "://" in key and _is_prefix(origin, clean(key))), None)
+    beside = [key for key in prefixes if key == origin or key.startswith(f"{origin}/")]
+    beside.sort(key=lambda key: -_shared(key, asked))
+    return tuple(dict.fromkeys(prefixes[key] for key in beside))
 
 
-def _is_prefix(prefix: str, url: str) -> bool:
-    base = clean(prefix).rstrip("/")
-    return url == base or url.startswith(base + "/")
+def _shared(one: str, other: str) -> int:
+    """How many parts of their paths, from the first on, two addresses share."""
+    pairs = zip(one.split("/"), other.split("/"), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _comparable(url: str) -> str:
+    """`clean(url)` with scheme and host in lower case, without the scheme's own port and a slash at the end (RFC 3986,
+    section 6.2)."""
+    parts = urlsplit(clean(url))
+    host = parts.netloc.lower().removesuffix({"http": ":80", "https": ":443"}.get(parts.scheme, ""))
+    return parts._replace(netloc=host).geturl().rstrip("/")

@@ -29,6 +29,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 import platformdirs
 import tomli_w
@@ -254,6 +255,21 @@ def _check_hashed(
         )
 
 
+def _shared_hosts(request: ResolveRequest) -> str:
+    """A word about hosts with several logins: uv tells them apart by what an address begins with, which files that lie
+    elsewhere on the host do not tell."""
+    known = uv_environment.credentials(request)
+    hosts = [urlsplit(key).netloc.lower() for key in dict.fromkeys(known) if "://" in key]
+    logins = {host: {known[key] for key in known if urlsplit(key).netloc.lower() == host} for host in hosts}
+    several = sorted(host for host, found in logins.items() if len(found) > 1)
+    if not several:
+        return ""
+    return (
+        f" Feeds on {', '.join(several)} have different ones: where their files are not below the feed's own address, "
+        "give all of them one token that may read them all"
+    )
+
+
 def _explained(request: ResolveRequest, stderr: str) -> ResolveError:
     target = wheels.describe(request.target)
     failed = _BUILD_FAILED.search(stderr)
@@ -276,8 +292,8 @@ def _explained(request: ResolveRequest, stderr: str) -> ResolveError:
     if refused := _REFUSED.search(stderr):
         return ResolveError(
             f"a package index refused the credentials, or wants some ({refused[0]}), so {asked} cannot be resolved. "
-            "Give user and password in a PackageIndexCredentials block, a netrc file or UV_INDEX_… variables\n"
-            f"{stderr}"
+            "Give user and password in a PackageIndexCredentials block, a netrc file or UV_INDEX_… variables."
+            f"{_shared_hosts(request)}\n{stderr}"
         )
     if unreached := _UNREACHED.search(stderr):
         return ResolveError(

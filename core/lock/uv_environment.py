@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from prefect_environments.core.lock import urls
+from prefect_environments.core.lock.feeds import netrc_logins
 from prefect_environments.core.lock.resolver import ResolveRequest
 from prefect_environments.core.redact import remember
 
@@ -21,9 +22,11 @@ later uv adds cannot change a lock unseen."""
 
 Logins = Mapping[str, tuple[str, str]]
 
+_OF_THE_WORKER = re.compile(r"PREFECT_\w+")
+_OF_THE_IDENTITY = re.compile(r"AZURE_\w*(SECRET|PASSWORD)|(IDENTITY|MSI)_(HEADER|SECRET)")
+"""What opens Prefect's API and Azure: not for uv, nor for the code of packages that it builds. keyring may need it."""
 _PYTHON = {"PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX", "__PYVENV_LAUNCHER__"}
 _INDEXES = re.compile(r"UV_(DEFAULT_INDEX|INDEX|INDEX_URL|EXTRA_INDEX_URL|FIND_LINKS)")
-_NETRC_WORD = re.compile(r'[^\s"\\#]+')
 
 
 def environment(inherited: Mapping[str, str], request: ResolveRequest, folder: Path) -> dict[str, str]:
@@ -45,7 +48,10 @@ def environment(inherited: Mapping[str, str], request: ResolveRequest, folder: P
 
 def plain(inherited: Mapping[str, str]) -> dict[str, str]:
     """What uv gets for work that asks no index: `inherited` without settings that would change the answer."""
-    return {name: value for name, value in inherited.items() if _stays(name)} | {"UV_PYTHON_DOWNLOADS": "never"}
+    env = {name: value for name, value in inherited.items() if _stays(name)} | {"UV_PYTHON_DOWNLOADS": "never"}
+    if "UV_KEYRING_PROVIDER" not in env:
+        env = {name: value for name, value in env.items() if not _OF_THE_IDENTITY.fullmatch(name)}
+    return env
 
 
 def credentials(request: ResolveRequest) -> Logins:
@@ -88,7 +94,7 @@ def index_options(request: ResolveRequest, index_strategy: str) -> tuple[str, ..
 def _stays(name: str) -> bool:
     if name.startswith("UV_"):
         return _KEPT.fullmatch(name) is not None
-    return name not in _PYTHON
+    return name not in _PYTHON and not _OF_THE_WORKER.fullmatch(name)
 
 
 def _set_indexes(env: dict[str, str], request: ResolveRequest, known: Logins) -> None:
@@ -108,22 +114,26 @@ def _named(env: dict[str, str], name: str, url: str, known: Logins) -> str:
 
 
 def _write_netrc(env: dict[str, str], known: Logins, folder: Path) -> None:
-    """Credentials by host, for direct addresses, find-links and the worker's own indexes; then the user's own file."""
+    """Credentials by host, for direct addresses, find-links and the worker's own indexes; they replace the user's own.
+
+    uv reads quoted words; there is no way to write a line break or a control character in one."""
     logins: dict[str, tuple[str, str]] = {}
     for key, login in known.items():
         host = urlsplit(key if "://" in key else f"//{key}").hostname
-        if host:
+        if host and "".join(login).isprintable():
             logins.setdefault(host, login)
-    lines = [
-        f"machine {host} login {user} password {password}\n"
-        for host, (user, password) in logins.items()
-        # The format has no quoting that all readers share; an index's credentials go by variables anyway.
-        if all(_NETRC_WORD.fullmatch(word) for word in (host, user, password))
-    ]
-    if not lines:
+    if not logins:
         return
-    own = Path(env.get("NETRC") or Path(env.get("HOME", "/nonexistent")) / ".netrc")
+    lines = []
+    for host, (user, password) in {**netrc_logins(env), **logins}.items():
+        place = f"machine {_quoted(host)}" if host else "default"
+        lines.append(f"{place} login {_quoted(user)} password {_quoted(password)}\n")
     path = folder / "netrc"
     path.touch(0o600)
-    path.write_text("".join(lines) + (own.read_text("utf-8") if own.is_file() else ""), "utf-8")
+    path.write_text("".join(lines), "utf-8")
     env["NETRC"] = str(path)
+
+
+def _quoted(word: str) -> str:
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -81,9 +81,20 @@ class Layout:
         """Put an entry into `index.json`, in place of an older one of the same name."""
         self.create()
         with files.storage("writing an image layout", self.folder), files.locked(self.folder / ".lock"):
-            kept = [item for item in self.entries() if not _replaces(entry, item)]
-            document = {"schemaVersion": 2, "mediaType": types.IMAGE_INDEX, "manifests": [*kept, entry]}
-            files.write_atomically(self.folder / "index.json", canonical.dumps(document), self.scratch)
+            self._write_index([*(item for item in self.entries() if not _replaces(entry, item)), entry])
+
+    def remove_entries(self, doomed: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+        """Take the entries that are `doomed` out of `index.json`; gives them."""
+        with files.storage("writing an image layout", self.folder), files.locked(self.folder / ".lock"):
+            entries = self.entries()
+            removed = [item for item in entries if doomed(item)]
+            if removed:
+                self._write_index([item for item in entries if item not in removed])
+            return removed
+
+    def _write_index(self, manifests: list[dict[str, Any]]) -> None:
+        document = {"schemaVersion": 2, "mediaType": types.IMAGE_INDEX, "manifests": manifests}
+        files.write_atomically(self.folder / "index.json", canonical.dumps(document), self.scratch)
 
 
 class LayoutRepository:
@@ -129,7 +140,34 @@ class LayoutRepository:
             _artifact_type(content),
         )
         await asyncio.to_thread(self.layout.add_entry, entry.to_json())
+        await self.write_blob(found, content)  # once more, if somebody deleted this very manifest meanwhile
         return found
+
+    async def delete_manifest(self, digest: str) -> bool:
+        """Entries without a tag name no repository: those of the digest go where no other repository tags it."""
+        digests.check(digest)
+
+        def delete() -> bool:
+            self.layout.remove_entries(lambda item: item.get("digest") == digest and self._is_here(item))
+            listed = [item for item in self.layout.entries() if item.get("digest") == digest]
+            there = self.layout.blob_path(digest).is_file()
+            if not any(map(_ref_name, listed)):
+                self.layout.remove_entries(lambda item: item.get("digest") == digest and not _ref_name(item))
+                self.layout.blob_path(digest).unlink(missing_ok=True)  # or it would still be found by its digest
+            return there
+
+        return self.layout.folder.is_dir() and await asyncio.to_thread(delete)
+
+    async def delete_tag(self, tag: str) -> bool:
+        """The manifest stays under its digest."""
+        entry = await asyncio.to_thread(self._tagged, tag)
+        if entry is None:
+            return False
+        bare = {**entry, "annotations": {k: v for k, v in entry["annotations"].items() if k != REF_NAME}}
+        if not bare["annotations"]:
+            del bare["annotations"]
+        await asyncio.to_thread(self.layout.add_entry, bare)  # first, so that the manifest is always listed
+        return bool(await asyncio.to_thread(self.layout.remove_entries, lambda item: item == entry))
 
     async def has_blob(self, digest: str) -> bool:
         return self.layout.blob_path(digest).is_file()
@@ -186,6 +224,10 @@ class LayoutRepository:
                 described = Descriptor.from_json({**entry, "annotations": data.get("annotations")})
                 found[item.digest] = Descriptor(item.media_type, item.digest, item.size, described.annotations, kind)
         return list(found.values())
+
+    def _is_here(self, entry: dict[str, Any]) -> bool:
+        name = _ref_name(entry)
+        return name is not None and name.startswith(f"{self.path}:" if self.path else "")
 
     def _tagged(self, tag: str) -> dict[str, Any] | None:
         name = f"{self.path}:{tag}" if self.path else tag

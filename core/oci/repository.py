@@ -62,6 +62,14 @@ class Repository(Protocol):
         """Store a manifest by digest, and under `tag` if given. Its blobs must be there. Handles `subject`:
         where the store has no referrers API, the fallback tag is kept up to date."""
 
+    async def delete_manifest(self, digest: str) -> bool:
+        """Delete a manifest with all its tags in this repository; `False` if it was not there. Blobs that nothing
+        needs any more are the store's to remove. Raises `RegistryError` where the registry does not allow it."""
+
+    async def delete_tag(self, tag: str) -> bool:
+        """Delete a tag and leave its manifest; `False` if there was none, or the store cannot (distribution-spec,
+        "Deleting tags")."""
+
     async def has_blob(self, digest: str) -> bool: ...
 
     def read_blob(self, descriptor: Descriptor) -> AsyncIterator[bytes]:

@@ -99,7 +99,8 @@ def _unpacked(file: BinaryIO) -> Iterator[bytes]:
 
 def _check_entries(archive: tarfile.TarFile, layer: Descriptor) -> None:
     seen: set[str] = set()
-    for member in archive:
+    while (member := archive.next()) is not None:
+        archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every entry that it has seen
         name = member.name
         if name.startswith("/") or ".." in [*name.split("/"), *(member.linkname.split("/") if member.islnk() else ())]:
             raise ImageError(f"the layer {layer.digest} has an entry outside the image: {name!r}")

@@ -18,7 +18,13 @@ from prefect.runtime import flow_run
 from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
 from pydantic import SecretStr
 
-from prefect_environments.blocks import ContainerRegistry, EnvironmentVersion, PackageIndexCredentials, Workspace
+from prefect_environments.blocks import (
+    ContainerRegistry,
+    EnvironmentHistory,
+    EnvironmentVersion,
+    PackageIndexCredentials,
+    Workspace,
+)
 from prefect_environments.blocks.secrets import PrefectSecretStore
 from prefect_environments.blocks.versions import PrefectVersionStore
 from prefect_environments.core.errors import DefinitionError, NameNotAllowed, SecretError, VersionError
@@ -27,7 +33,7 @@ from prefect_environments.core.versions import FolderVersionStore, VersionRecord
 from tests.support.leaks import find_secret
 from tests.support.session import Session
 
-BLOCKS = [ContainerRegistry, EnvironmentVersion, PackageIndexCredentials, Workspace]
+BLOCKS = [ContainerRegistry, EnvironmentHistory, EnvironmentVersion, PackageIndexCredentials, Workspace]
 
 
 @pytest.mark.parametrize("block", BLOCKS)

@@ -3,6 +3,7 @@
 import asyncio
 import multiprocessing
 from collections.abc import AsyncIterator
+from datetime import UTC, date, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -10,10 +11,12 @@ import pytest
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from prefect_environments.blocks import EnvironmentVersion, versions
+from prefect_environments.blocks import EnvironmentHistory, EnvironmentVersion, versions
 from prefect_environments.blocks.versions import PrefectVersionStore
-from prefect_environments.core.errors import NameNotAllowed, VersionError, VersionNotFound
-from prefect_environments.core.names import document_name
+from prefect_environments.core.errors import NameNotAllowed, VersionError, VersionNotFound, VersionPruned
+from prefect_environments.core.history import Entry
+from prefect_environments.core.names import document_name, history_name
+from prefect_environments.core.shelf import Book
 from prefect_environments.core.versions import VersionRecord
 
 
@@ -162,3 +165,39 @@ async def test_ten_processes_with_one_record_hash_make_one_version(store: Prefec
         url = str(client.api_url)
     assert race(url, store.workspace, ["same"] * 10) == [1] * 10
     assert len(await store.versions("train")) == 1
+
+
+def told(store: PrefectVersionStore, kind: Any, version: int = 0, **others: Any) -> Entry:
+    return Entry(workspace=store.workspace, name="train", kind=kind, version=version, **others)
+
+
+async def test_the_history_of_an_environment_is_kept_in_documents_that_are_created_once(
+    store: PrefectVersionStore,
+) -> None:
+    for number in range(2):
+        await store.register(draft(store.workspace, record_hash=str(number)))
+
+    def count(book: Book) -> Entry:
+        return told(store, "labelled", 1, label="counter", details={"count": len(book.entries) + 1})
+
+    await asyncio.gather(*(store.append("train", count) for _ in range(5)))
+    book = await store.book("train")
+    assert [(entry.number, entry.details["count"]) for entry in book.entries] == [(n, n) for n in range(1, 6)]
+    await store.append("train", lambda _book: told(store, "pruning", 2))
+    assert [record.version for record in await store.versions("train")] == [1]
+    assert (await store.names())[0].version == 1
+    with pytest.raises(VersionPruned):
+        await store.get("train", 2)
+    assert list(await store.books()) == ["train"]
+    shown: EnvironmentHistory = await EnvironmentHistory.aload(history_name(store.workspace, "train", 6))
+    assert (shown.kind, shown.version) == ("pruning", 2)
+
+
+async def test_the_day_of_use_is_one_document_that_is_written_again(store: PrefectVersionStore) -> None:
+    record = await store.register(draft(store.workspace, created="2020-01-01T00:00:00+00:00"))
+    await store._shelf.mark_used("train", 1, date(2020, 2, 3))
+    assert (await store.book("train")).used == {1: date(2020, 2, 3)}
+    assert await store.mark_used(record) is True
+    assert await store.mark_used(record) is False
+    assert (await store.book("train")).used == {1: datetime.now(UTC).date()}
+    assert [found.version for found in await store.versions("train")] == [1]

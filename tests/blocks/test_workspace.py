@@ -61,7 +61,7 @@ def open_to(keyvault: Keyvault | None = None, **fields: Any) -> Workspace:
 
 def test_the_form_asks_first_for_what_everybody_needs() -> None:
     fields = list(Workspace.model_fields)
-    assert fields[:5] == ["name", "registry", "keyvault", "default_base_image", "index"]
+    assert fields[:6] == ["name", "registry", "keyvault", "credentials", "default_base_image", "index"]
     assert fields[-4:] == ["build_timeout", "build_agent_pool", "build_as_caller", "local_folder"]
     schema = Workspace.model_json_schema()
     assert schema["required"] == ["name", "registry"]

@@ -272,11 +272,16 @@ def test_only_a_user_managed_image_that_is_not_copied_stays_where_it_is() -> Non
 
 
 def test_the_schema_makes_a_form_without_choices_of_type() -> None:
-    """Prefect's form shows a plain input for one type; only the name must be filled in; every field says what it is."""
+    """Prefect's form shows a plain input for one type; only the name must be filled in; every field says what it is.
+
+    Requirements have two inputs: a text to paste into, which is in front, and rows."""
     schema = EnvironmentDefinition.model_json_schema()
     assert schema["required"] == ["name"]
     assert schema["additionalProperties"] is False
     assert "$defs" not in schema
+    requirements = schema["properties"].pop("requirements")
+    assert [found["type"] for found in requirements["anyOf"]] == ["string", "array"]
+    assert requirements["default"] == "" and EnvironmentDefinition(name="a", requirements="").requirements == ()
     for name, field in schema["properties"].items():
         assert field["type"] in ("string", "boolean", "array", "object"), name
         assert field["description"].endswith((".", "…", "}.", "NAME.")) or name == "requirements", name

@@ -79,7 +79,7 @@ def test_a_document_name_is_legal_for_prefect(workspace: str, name: str, version
     assert re.fullmatch(r"[a-z0-9-]+", document)
     assert len(document) <= names.DOCUMENT_NAME_LIMIT
     assert document.startswith(names.workspace_prefix(workspace))
-    assert document == f"{names.document_prefix(workspace, name)}{version}"
+    assert document == f"{names.document_prefix(workspace, name)}v{version}"
 
 
 # Few letters, so that different names with equal pieces are drawn often.

@@ -76,6 +76,33 @@ async def test_a_definition_names_its_base_images_password_also_on_the_workspace
         assert said.startswith("base_image_password: secret:gone: ")
 
 
+@pytest.mark.parametrize(
+    ("image", "registry"),
+    [
+        ("hub.example.com/base:1", "Hub.example.com"),
+        ("hub.example.com:5000/base:1", "hub.example.com:5000"),
+        ("python:3.12", "index.docker.io"),
+        ("python:3.12", "docker.io"),
+    ],
+)
+async def test_a_registry_gets_its_login_however_it_is_spelt_and_no_other_does(
+    image: str, registry: str, tmp_path: Path
+) -> None:
+    """A login that is not found by its registry's name would leave an anonymous build, which fails for no reason."""
+    wanted = EnvironmentDefinition(
+        name="demo",
+        dockerfile=f"FROM {image}\n",
+        base_image_registry=registry,
+        base_image_username="ann",
+        base_image_password="secret:gone",
+    )
+    other = ImageLocation.parse("other.example.com/base:1")
+    async with open_site(team(tmp_path), cache=tmp_path / "cache") as site:
+        assert (await failing(built_base(site, wanted))).startswith("base_image_password: secret:gone: ")
+        async with open_repository(site, wanted, other) as repository:  # asks for no secret
+            assert repository.name == "other.example.com/base"
+
+
 async def test_a_build_secret_is_named_before_anything_is_built(tmp_path: Path) -> None:
     """No engine is asked: this machine needs none."""
     wanted = EnvironmentDefinition(name="demo", dockerfile="FROM scratch\n", build_secrets={"token": "secret:gone"})

@@ -11,11 +11,11 @@ from prefect_environments.core.errors import (
     AlreadyExists,
     DefinitionError,
     NotFound,
-    NotSupportedYet,
     PackageError,
     RequirementsError,
     VersionNotFound,
 )
+from prefect_environments.tasks import set_label
 from tests.support.base import BaseLayout
 from tests.support.wheels import make_wheel
 
@@ -83,9 +83,12 @@ async def test_it_is_synchronous_also_where_a_loop_runs(
     assert list(workspace.environments)[-1] == "train"
 
 
-def test_labels_come_with_a_later_release_which_is_said(workspace: Workspace) -> None:
-    with pytest.raises(NotSupportedYet, match="later release"):
+def test_an_environment_is_got_by_its_label(workspace: Workspace, base_layout: BaseLayout, wheels: Path) -> None:
+    environment(base_layout, wheels).register(workspace)
+    with pytest.raises(VersionNotFound, match="'production'; no label of it is set yet"):
         Environment.get(workspace, "train", label="production")
+    set_label.fn("train", "production", workspace)
+    assert Environment.get(workspace, "train", label="production").version == 1
 
 
 def test_version_and_label_together_and_a_version_that_is_no_number_are_refused(workspace: Workspace) -> None:

@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from prefect_environments.core.errors import DefinitionError, SecretError
 from prefect_environments.core.redact import MASK
 from prefect_environments.core.registry_settings import RegistrySettings, check_address
-from prefect_environments.core.secrets import RedactingFilter, SecretReference, SecretValue, looks_secret, resolve
+from prefect_environments.core.secrets import (
+    RedactingFilter,
+    SecretReference,
+    SecretValue,
+    check_variables,
+    looks_secret,
+    resolve,
+)
 
 VERSION = "0123456789abcdef0123456789abcdef"
 
@@ -97,6 +104,15 @@ def test_a_malformed_reference_is_refused_without_being_shown(text: str) -> None
     with pytest.raises(SecretError, match="malformed secret reference") as caught:
         SecretReference.parse(text)
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["secret:", "@Microsoft.KeyVault(planted)"])
+def test_a_malformed_reference_is_refused_with_the_field_that_it_stands_in(text: str) -> None:
+    with pytest.raises(SecretError, match=r"^build_secrets\.token: malformed secret reference: ") as caught:
+        SecretReference.parse(text, "build_secrets.token")
+    assert "planted" not in str(caught.value)
+    with pytest.raises(SecretError, match=r"^environment_variables\.TOKEN: malformed secret reference: "):
+        check_variables({"TOKEN": text}, allow_literal=True)
 
 
 @pytest.mark.parametrize("text", ["", "hunter2", "Secret:x", "{{ secret }}", "x secret:y", None, 7])

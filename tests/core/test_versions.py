@@ -7,6 +7,7 @@ import multiprocessing
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_environments.core import files, versions
+from prefect_environments.core import files, folder_shelf, versions
 from prefect_environments.core.errors import NameNotAllowed, VersionError, VersionNotFound
+from prefect_environments.core.history import Entry
 from prefect_environments.core.oci import digest as digests
+from prefect_environments.core.shelf import Book
 from prefect_environments.core.versions import FolderVersionStore, VersionRecord, hand_out_number
 
 DIGEST = "sha256:" + "ab" * 32
@@ -103,27 +106,35 @@ class Memory:
 
     def __init__(self, *, lose_replies: bool = False) -> None:
         self.records: dict[int, VersionRecord] = {}
+        self.entries: dict[int, Entry] = {}
+        self.used: dict[int, date] = {}
         self.lose_replies = lose_replies
         self.before_create: Callable[[], None] = lambda: None
 
-    async def create(self, record: VersionRecord) -> bool:
+    async def create(self, document: VersionRecord | Entry) -> bool:
         self.before_create()
-        if record.version in self.records:
+        kept: dict[int, Any] = self.entries if isinstance(document, Entry) else self.records
+        number = document.number if isinstance(document, Entry) else document.version
+        if number in kept:
             return False
-        self.records[record.version] = record
+        kept[number] = document
         return not self.lose_replies
 
     async def read(self, name: str, version: int) -> VersionRecord | None:
         return self.records.get(version)
 
-    async def read_all(self, name: str) -> list[VersionRecord]:
-        return list(self.records.values())
+    async def read_entry(self, name: str, number: int) -> Entry | None:
+        return self.entries.get(number)
 
-    async def read_newest(self, name: str) -> VersionRecord | None:
-        return self.records[max(self.records)] if self.records else None
+    async def read_book(self, name: str) -> Book:
+        numbers = tuple(sorted(self.records))
+        return Book(numbers, self.records.__getitem__, tuple(self.entries.values()), dict(self.used))
 
-    async def read_newest_of_all(self) -> list[VersionRecord]:
-        return await self.read_all("")
+    async def read_books(self) -> list[Book]:
+        return [await self.read_book("")]
+
+    async def mark_used(self, name: str, version: int, day: date) -> None:
+        self.used[version] = day
 
 
 async def test_a_write_whose_reply_was_lost_is_recognised_by_its_nonce() -> None:
@@ -280,7 +291,7 @@ async def test_without_hard_links_a_file_still_appears_whole(
     store: FolderVersionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "link", no_hard_links)
-    monkeypatch.setattr(versions, "_CLAIM_PATIENCE", 0.1)
+    monkeypatch.setattr(folder_shelf, "_CLAIM_PATIENCE", 0.1)
     assert (await store.register(draft(record_hash="a"))).version == 1
     (tmp_path / "versions" / "train" / "2.claim").touch()  # its writer died before it wrote
     assert (await store.register(draft(record_hash="b"))).version == 3

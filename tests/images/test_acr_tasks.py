@@ -179,7 +179,8 @@ def workspace(
     with AzureContainerRegistryServer(azure.entra, tmp_path / "acr", azure.authority.server_context()) as acr:
         acr.grant(azure.app, "AcrPush")
         tasks.agent = pushing_agent(_pusher(acr, azure, base_layout))
-        credentials = AzureCredentials(**azure.fields, resource_manager=tasks.url)
+        fields = {**azure.fields, "registry_suffix": VAULT_DOMAIN, "resource_manager": tasks.url}
+        credentials = AzureCredentials(**fields)
         yield Workspace(
             name="team",
             registry=AzureContainerRegistry(

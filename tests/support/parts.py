@@ -11,6 +11,7 @@ import time
 
 # program that shows that the package is there -> package
 PARTS = {
+    "chromium": "chromium",
     "docker": "docker.io",
     "dockerd": "docker.io",
     "docker-registry": "docker-registry",

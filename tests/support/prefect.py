@@ -1,4 +1,4 @@
-"""One real Prefect server for all workers of a session, on a database that was migrated once."""
+"""One real Prefect server with its UI for all workers of a session, on a database that was migrated once."""
 
 import os
 import shutil
@@ -13,7 +13,6 @@ from tests.support.session import CACHE, Session, locked, wait_for
 
 _QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_SERVER_UI_ENABLED": "false",
     "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
 }
 
@@ -26,14 +25,14 @@ def start_server(session: Session) -> dict[str, str]:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
     log = session.log("prefect-server.log")
     process = session.spawn(
         *(sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"),
         *("--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"),
         log=log.name,
-        env={**_QUIET, **_at(home)},
+        env={**_QUIET, **_at(home), "PREFECT_SERVER_UI_API_URL": url},
     )
-    url = f"http://127.0.0.1:{port}/api"
     wait_for("the Prefect server", lambda: _healthy(url), process=process, log=log)
     return {"url": url}
 

@@ -20,7 +20,7 @@ from prefect_environments.core.build.docker.client_config import Logins, hide
 from prefect_environments.core.build.docker.inputs import BuildInputs, pack_context
 from prefect_environments.core.build.docker.log import BuildLog
 from prefect_environments.core.concurrency import settled
-from prefect_environments.core.errors import BuildError, PrefectEnvironmentsError, RegistryError
+from prefect_environments.core.errors import BuildError, PrefectEnvironmentsError, RegistryError, RegistryUnreachable
 from prefect_environments.core.oci.descriptor import Descriptor
 from prefect_environments.core.oci.repository import Repository
 from prefect_environments.core.progress import SILENT, Progress
@@ -30,6 +30,7 @@ _UNCHECKED = "unchecked-"
 _MEMBER = 1024 * 1024
 _CLEANUP = 30.0  # seconds for a run to be cancelled that nobody waits for any more
 _LOOK = 5  # looks at the log for one at the run's status, which Azure Resource Manager is asked for
+_OUTAGE = 300.0  # seconds without an answer of Azure Resource Manager, after which a build is given up
 _TAIL = 15  # looks at a log that is not complete when its run has ended
 
 logger = logging.getLogger(__name__)
@@ -110,6 +111,8 @@ class _Watch:
     storage: Storage
     run: Run
     reader: AgentReader
+    silent_since: float | None = None
+    """When Azure Resource Manager began to give no answer about the run."""
 
     async def to_the_end(self) -> Run:
         """The run as it ended well. Raises `BuildError` with the failed step and its last lines."""
@@ -138,7 +141,7 @@ class _Watch:
         while not run.has_ended:
             await self._read(log)
             if log.complete or loop.time() - asked >= _LOOK * self.settings.poll:
-                asked, run = loop.time(), await self.client.run(self.run)
+                asked, run = loop.time(), await self._now(run)
             if not run.has_ended:
                 await asyncio.sleep(self.settings.poll * (_LOOK if log.lost else 1))
         while not (log.complete or log.lost) and loop.time() - asked < _TAIL * self.settings.poll:
@@ -146,12 +149,26 @@ class _Watch:
             await self._read(log)
         return run
 
+    async def _now(self, run: Run) -> Run:
+        """The run as it stands; as it was where Azure does not answer for a while, which stops no build there."""
+        now = asyncio.get_running_loop().time()
+        try:
+            found = await self.client.run(self.run)
+        except RegistryUnreachable as error:
+            self.silent_since = now if self.silent_since is None else self.silent_since
+            if now - self.silent_since >= _OUTAGE:
+                raise
+            logger.warning("it is not known how run %s goes, asking again: %s", self.run.id, error)
+            return run
+        self.silent_since = None
+        return found
+
     async def _read(self, log: RunLog) -> None:
         """What is new in the log. A build goes on without it: only what it printed is not seen."""
         if log.lost:
             return
         try:
-            for line in await log.new_lines():
+            async for line in log.new_lines():
                 self.reader.read(line)
         except (BuildError, RegistryError) as error:
             log.lost = True

@@ -112,6 +112,9 @@ class TasksClient:
             return await asyncio.to_thread(method, *self._where, *args)
         except AzureError as error:
             raise _explained(error, action, self._settings) from None
+        except (OSError, ValueError) as error:  # of what signs in: a token file that is not there, a wrong authority
+            said = sign_in_failure(error, self._settings.identity)
+            raise RegistryAuthError(f"{self._settings}: {action}: {said}", status=401) from None
 
 
 def _open(settings: TasksSettings) -> "ContainerRegistryTasksMgmtClient":
@@ -165,6 +168,9 @@ def _explained(error: "AzureError", action: str, settings: TasksSettings) -> Reg
             f"throttled, also after {who.retries} retries: try again later, or build less at once",
         ),
     }
+    if status is not None and status >= 500:
+        text = f"answered HTTP status {status}, also after {who.retries} retries; see Azure's status. {said}"
+        return RegistryUnreachable(f"{where}: {text}", status=status, code=code)
     if status in kinds:
         kind, text = kinds[status]
         return kind(f"{where}: {text}", status=status, code=code)

@@ -2,7 +2,7 @@
 
 import codecs
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from prefect_environments.core.errors import BuildError
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # standard error is red, and the builder's next line resets it
 _PIECE = 4 * 2**20  # bytes of a log in memory at once
+_LONGEST_LINE = 2**16
 _AGENT = re.compile(r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d (.*)")
 _AGENT_STEP = re.compile(r"Executing step ID: (\S+?)\. .*")
 _STEP = re.compile(r"Step ((\d+)/\d+) : (.*)")
@@ -40,24 +41,31 @@ class RunLog:
     _rest: str = ""
     _decoder: Any = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
 
-    async def new_lines(self) -> list[str]:
+    async def new_lines(self) -> AsyncIterator[str]:
         """The lines that were finished since the last call, and at the end of the log what stands without a line end.
+        A line that does not end is given in parts.
 
         Raises `RegistryUnreachable`, and `BuildError` where the log may not be read.
         """
         size, whole = await self._look()
+        if size < self._offset:  # another agent has begun the run anew
+            self._offset, self._rest = 0, ""
+            self._decoder.reset()
         while self._offset < size:
             answer = await self.storage.read(self._url, self._offset, min(size, self._offset + _PIECE))
-            if answer.status != 206:
-                return []  # replaced or expired meanwhile: the next look tells
+            if answer.status != 206 or not answer.body:
+                return  # replaced or expired meanwhile: the next look tells
             self._offset += len(answer.body)
-            self._rest += self._decoder.decode(answer.body)
-        *lines, self._rest = self._rest.split("\n")
+            *lines, self._rest = (self._rest + self._decoder.decode(answer.body)).split("\n")
+            if len(self._rest) > _LONGEST_LINE:
+                lines, self._rest = [*lines, self._rest], ""
+            for line in lines:
+                yield line
         if whole:
             self.complete = True
-            lines += [self._rest] if self._rest else []
+            if last := self._rest + self._decoder.decode(b"", final=True):
+                yield last
             self._rest = ""
-        return lines
 
     async def _look(self) -> tuple[int, bool]:
         """How long the log is by now, and whether that is all; nothing before the run has begun."""

@@ -26,6 +26,8 @@ _BUILDKIT_FLAGS = {
     "ADD": ("link", "chmod", "exclude", "checksum", "keep-git-dir", "unpack"),
 }
 _HEREDOC = re.compile(r"<<-?['\"]?\w")
+_PLATFORM = re.compile(r"\b(TARGET|BUILD)(PLATFORM|OS|ARCH|VARIANT)\b")
+"""Arguments that only BuildKit sets by itself: the classic builder leaves them empty, without a word."""
 _PUSH_SECONDS = 1800
 _PLAIN_PATH = re.compile(r"[\w./@+-]+", re.ASCII)
 
@@ -52,11 +54,14 @@ def check(inputs: BuildInputs) -> None:
 
 
 def needs_buildkit(dockerfile: str) -> bool:
-    """Whether a Dockerfile has what the classic builder refuses: mounts, links, here-documents, a syntax of its own."""
+    """Whether a Dockerfile has what the classic builder refuses or leaves out: mounts, links, here-documents, a syntax
+    of its own, the arguments of the platform."""
     found = parse(dockerfile)
     if found.syntax:
         return True
     for instruction in found.instructions:
+        if _PLATFORM.search(" ".join((*instruction.flags, instruction.rest))):
+            return True
         names = {flag.partition("=")[0].lower() for flag in instruction.flags}
         if names.intersection(f"--{flag}" for flag in _BUILDKIT_FLAGS.get(instruction.name, ())):
             return True

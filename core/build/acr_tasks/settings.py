@@ -79,15 +79,9 @@ def tasks_settings(
     return TasksSettings(
         azure.subscription_id,
         azure.resource_group,
-        registry_name(azure.login_server),
+        azure.name,
         azure.identity,
         agent_pool,
         timeout,
         as_caller,
     )
-
-
-def registry_name(login_server: str) -> str:
-    """The registry resource's name in its login server: `team` of `team.azurecr.io` and of `team-a1b2c3.azurecr.io`,
-    whose second part is a hash that keeps names apart (ACR, "Domain name label")."""
-    return login_server.partition(".")[0].partition("-")[0]

@@ -40,8 +40,9 @@ def client_environment(engine: Engine, folder: Path) -> dict[str, str]:
         "BUILDX_NO_DEFAULT_ATTESTATIONS": "1",  # they have the time in them, and make an index of the image
         "BUILDKIT_PROGRESS": "plain",
     }
-    # a builder of the user's would be unknown to this configuration
-    return {name: value for name, value in os.environ.items() if name != "BUILDX_BUILDER"} | ours
+    # a builder of the user's would be unknown to this configuration, and Prefect's key is nothing to the client
+    theirs = {name: value for name, value in os.environ.items() if not name.startswith(("BUILDX_BUILDER", "PREFECT_"))}
+    return theirs | ours
 
 
 async def find_command(environment: Mapping[str, str]) -> BuildCommand | None:

@@ -164,7 +164,8 @@ async def _git(folder: Path, arguments: Sequence[str], context: GitContext, prot
 
 async def _run(folder: Path, arguments: Sequence[str], protocols: str = "") -> process.Finished:
     settings = [word for name, value in _SETTINGS.items() for word in ("-c", f"{name}={value}")]
-    environment = {name: value for name, value in os.environ.items() if name not in _OWN_REPOSITORY} | {
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment = {name: value for name, value in inherited.items() if name not in _OWN_REPOSITORY} | {
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_ALLOW_PROTOCOL": protocols or f"{_NETWORK}:file",
         "GIT_CEILING_DIRECTORIES": str(folder.parent),

@@ -97,7 +97,7 @@ def check_names(arguments: Mapping[str, str], secrets: Mapping[str, str]) -> Non
     for name, reference in secrets.items():
         if not _SECRET_ID.fullmatch(name):
             raise SpecificationError(f"the build secret's id {name!r:.100} is not allowed: letters, digits, _ . -")
-        SecretReference.parse(reference)
+        SecretReference.parse(reference, f"build_secrets.{name}")
     for name, value in arguments.items():
         if not _ARGUMENT.fullmatch(name):
             raise SpecificationError(

@@ -37,7 +37,7 @@ class Relay(threading.Thread):
         found = []
         for line in lines:
             if not self._cut:
-                found.append(line.rpartition(b"\r")[2])
+                found.append(line.rstrip(b"\r").rpartition(b"\r")[2])
             self._cut = False
         before, returned, last = rest.rpartition(b"\r")
         if returned and last:  # a progress bar; a return at the very end may be half of a line end

@@ -6,11 +6,13 @@ import os
 import sys
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from .wire import LONGEST_REQUEST, VARIABLE, ChannelError, ask, description  # noqa: TID251 - the copy in a job is no part of core
 
 _PIECE = LONGEST_REQUEST // 16  # characters of a request; one takes 12 bytes of JSON at most
+_LONG = 8192  # bits; Python refuses to write down far longer integers
 
 
 class RunError(RuntimeError):
@@ -95,7 +97,10 @@ class Run:
 def _plain(value: Any) -> Any:
     """A number, truth value or text; those of numpy and torch become Python's."""
     if not isinstance(value, (bool, int, float, str)) and hasattr(value, "item"):
-        value = value.item()
+        with suppress(TypeError, ValueError, RuntimeError):  # an array of several numbers is no reason to end
+            value = value.item()
+    if isinstance(value, int) and value.bit_length() > _LONG:
+        return hex(value)
     return value if isinstance(value, (bool, int, float, str)) else str(value)
 
 

@@ -1,6 +1,8 @@
 """What only a Container Registry has: listings, locks, deletion, by the real SDK client; imports by Azure itself."""
 
+import asyncio
 import sys
+import threading
 from collections.abc import Coroutine, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -257,6 +259,27 @@ async def test_what_an_import_lacks_is_named_and_nothing_secret(acr: Acr, manage
     forget_credentials()
     with pytest.raises(RegistryAuthError, match="got no token"):
         await import_image(managed(acr, manager), source, "tool")
+
+
+async def test_an_import_that_does_not_end_is_told_and_a_cancelled_one_holds_no_thread(
+    acr: Acr, manager: Manager
+) -> None:
+    """A thread that waits on would keep the process from ending."""
+    await fill(acr, manager)
+    manager.running = 1000
+    settings, source = managed(acr, manager), f"{manager.source.address}/lib/tool:1"
+    with pytest.raises(RegistryUnreachable, match=r"did not end within 0\.5 s; it may go on"):
+        await import_image(settings, source, "mirror/a", time_limit=0.5)
+    work = asyncio.create_task(import_image(settings, source, "mirror/b"))
+    while len(manager.bodies) < 2:  # noqa: ASYNC110 - the server runs in a thread
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(0.5)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    waiting = [thread.name for thread in threading.enumerate() if not thread.daemon and "LROPoller" in thread.name]
+    assert waiting == []
+    await asyncio.wait_for(asyncio.get_running_loop().shutdown_default_executor(), 20)
 
 
 async def test_without_the_extra_its_name_is_told(acr: Acr, manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from prefect_environments.core.azure.registry import AzureRegistry
 from prefect_environments.core.build.acr_tasks.builder import TasksBuilder
 from prefect_environments.core.build.acr_tasks.log import AgentReader
 from prefect_environments.core.build.acr_tasks.request import build_request, needs_buildkit
-from prefect_environments.core.build.acr_tasks.settings import TasksSettings, registry_name, tasks_settings
+from prefect_environments.core.build.acr_tasks.settings import TasksSettings, tasks_settings
 from prefect_environments.core.build.docker.client_config import Logins
 from prefect_environments.core.build.docker.inputs import BuildInputs
 from prefect_environments.core.build.docker.log import BuildLog
@@ -466,7 +466,8 @@ def test_settings_say_what_the_workspaces_registry_lacks(bench: Bench) -> None:
     for wrong in ({"subscription_id": "mine"}, {"resource_group": "a/b"}, {"registry": "a.b"}, {"timeout": 10}):
         with pytest.raises(DefinitionError):
             replace(found, **wrong)
-    assert registry_name("team-a1b2c3d4.azurecr.example") == "team"
+    labelled = replace(whole, login_server="team5-a1b2c3d4.azurecr.example")
+    assert tasks_settings(labelled, timeout=600).registry == "team5"
 
 
 @given(st.lists(st.text(st.characters(exclude_characters="\r\n"), max_size=40), max_size=20))

@@ -83,7 +83,7 @@ def test_an_environment_is_given_in_any_form() -> None:
     assert config.on(definition).environment == definition
     assert config.on(Environment.from_definition(definition)).environment == definition
     assert config.on(ready).environment == f"iris:3@{DIGEST}"
-    assert EnvironmentName.parse(f"iris:3@{DIGEST}") == ("iris", 3, DIGEST)
+    assert EnvironmentName.parse(f"iris:3@{DIGEST}") == ("iris", 3, DIGEST, "")
     again = ScriptRunConfig(**config.on(definition).model_dump(mode="json"))
     assert again == config.on(definition)
 

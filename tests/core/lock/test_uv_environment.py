@@ -59,10 +59,12 @@ def test_no_index_leaves_no_index_and_options_hold_no_secret(tmp_path: Path) -> 
     )
 
 
-def test_credentials_by_host_go_before_the_users_own_netrc_in_a_private_file(tmp_path: Path) -> None:
-    (tmp_path / ".netrc").write_text("machine own.example.com login a password b\n")
+def test_credentials_by_host_replace_those_of_the_users_own_netrc_in_a_private_file(tmp_path: Path) -> None:
+    """Of two entries for a host uv takes the last one; words are quoted, as a password may hold a space or a quote."""
+    own = "default login d password e\nmachine own.example.com login a password b\nmacdef init\n cd /x\n\n"
+    (tmp_path / ".netrc").write_text(f"{own}machine x.example.com login a password b\nmachine cut.example.com login")
     request = ResolveRequest(
-        ("demo",), TARGET, BASE, index_credentials={"https://x.example.com/simple": ("u", "hidden-word")}
+        ("demo",), TARGET, BASE, index_credentials={"https://x.example.com/simple": ("u", 'hidden "#\\ wörd')}
     )
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -70,10 +72,31 @@ def test_credentials_by_host_go_before_the_users_own_netrc_in_a_private_file(tmp
     netrc = Path(env["NETRC"])
     assert netrc.parent == scratch and stat.S_IMODE(netrc.stat().st_mode) == 0o600
     assert netrc.read_text().splitlines() == [
-        "machine x.example.com login u password hidden-word",
-        "machine own.example.com login a password b",
+        'machine "own.example.com" login "a" password "b"',
+        'machine "x.example.com" login "u" password "hidden \\"#\\\\ wörd"',
+        'machine "cut.example.com" login "" password ""',
+        'default login "d" password "e"',
     ]
-    assert "hidden-word" not in str(ResolveError("uv says hidden-word"))
+    assert "hidden" not in str(ResolveError('uv says hidden "#\\ wörd'))
+
+
+def test_a_netrc_that_cannot_be_read_does_not_take_the_definitions_logins_away(tmp_path: Path) -> None:
+    (tmp_path / ".netrc").write_bytes("machine own.example.com login a password wörd\n".encode("latin-1"))
+    request = ResolveRequest(("demo",), TARGET, BASE, index_credentials={"x.example.com": ("u", "hidden-word")})
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    env = environment({"HOME": str(tmp_path)}, request, scratch)
+    assert Path(env["NETRC"]).read_text() == 'machine "x.example.com" login "u" password "hidden-word"\n'
+
+
+def test_keys_to_prefect_and_azure_are_not_for_uv_and_what_it_starts(tmp_path: Path) -> None:
+    """Where sources are built, that is code of packages. keyring may sign in to Azure."""
+    secrets = {"PREFECT_API_KEY": "a", "PREFECT_API_AUTH_STRING": "b"}
+    azure = {"AZURE_CLIENT_SECRET": "c", "IDENTITY_HEADER": "d", "MSI_SECRET": "e"}
+    kept = {"AZURE_CLIENT_ID": "f", "IDENTITY_ENDPOINT": "http://localhost/token"}
+    assert environment(secrets | azure | kept, PLAIN, tmp_path) == kept | {"UV_PYTHON_DOWNLOADS": "never"}
+    with_keyring = environment({**secrets, **azure, "UV_KEYRING_PROVIDER": "subprocess"}, PLAIN, tmp_path)
+    assert azure.items() <= with_keyring.items() and not secrets.keys() & with_keyring
 
 
 def test_without_builds_no_interpreter_starts_but_git_and_keyring_do(tmp_path: Path) -> None:

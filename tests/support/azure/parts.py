@@ -16,6 +16,9 @@ from tests.support.azure.entra import App, Entra
 from tests.support.azure.keyvault import VaultServer
 from tests.support.session import Session
 
+REGISTRY_SUFFIX = "0.0.1"
+"""What the addresses of registries of this tenant's cloud end with, without port."""
+
 
 @dataclass(frozen=True)
 class Azure:
@@ -33,7 +36,12 @@ class Azure:
             "tenant_id": self.entra.tenant,
             "client_id": self.app.client_id,
             "client_secret": self.app.secret,
-            "cloud": replace(PUBLIC, authority_host=self.entra.url, key_vault_suffix=self.vault.suffix),
+            "cloud": replace(
+                PUBLIC,
+                authority_host=self.entra.url,
+                key_vault_suffix=self.vault.suffix,
+                registry_suffix=REGISTRY_SUFFIX,
+            ),
             "instance_discovery": False,
             "ca_file": str(self.authority.ca_file),
             "retries": 1,
@@ -57,6 +65,7 @@ class Azure:
             "client_secret": self.app.secret,
             "authority_host": self.entra.url,
             "key_vault_suffix": self.vault.suffix,
+            "registry_suffix": REGISTRY_SUFFIX,
             "instance_discovery": False,
             "ca_file": str(self.authority.ca_file),
         }

@@ -1,0 +1,1 @@
+"""Many environments at once: read, built with all that they share made once, and looked after."""

@@ -1,0 +1,237 @@
+"""Many environments at once: what they share is made once, and a failure of one stops no other.
+
+find (all) ──▶ resolve (as many as there are cores) ──▶ build (single flight by image hash and by layer) ──▶ register
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefect_environments.core import hashes, steps
+from prefect_environments.core.concurrency import gather
+from prefect_environments.core.definition import EnvironmentDefinition
+from prefect_environments.core.errors import DefinitionError, NameNotAllowed, PrefectEnvironmentsError
+from prefect_environments.core.fleet.catalog import FleetCatalog
+from prefect_environments.core.fleet.outcome import FleetOutcome
+from prefect_environments.core.fleet.share import share
+from prefect_environments.core.fleet.store import SharedStore
+from prefect_environments.core.fleet.versions import ListedVersions, ListedWorkspace
+from prefect_environments.core.lock.model import Lock
+from prefect_environments.core.names import slug
+from prefect_environments.core.oci.descriptor import Descriptor
+from prefect_environments.core.oci.layout import Layout
+from prefect_environments.core.progress import SILENT
+from prefect_environments.core.redact import redact
+from prefect_environments.core.site import Site
+from prefect_environments.core.steps import BuiltImage
+from prefect_environments.core.stores import ImageLocation
+from prefect_environments.core.versions import VersionStore
+
+LOOKS = 16
+"""Environments whose registered image is looked for at once."""
+
+logger = logging.getLogger(__name__)
+
+Builder = Callable[[Site, EnvironmentDefinition, Lock], Awaitable[BuiltImage]]
+"""Brings the image of a lock into the environment's repository: `steps.build`, or one that has it built elsewhere."""
+
+
+async def _here(site: Site, definition: EnvironmentDefinition, lock: Lock) -> BuiltImage:
+    return await steps.build(site, definition, lock)
+
+
+async def build_environments(
+    site: Site,
+    definitions: Sequence[EnvironmentDefinition],
+    *,
+    upgrade: bool = False,
+    concurrency: int = 0,
+    builder: Builder = _here,
+    on_outcome: Callable[[FleetOutcome], None] = lambda _: None,
+    created_by: Mapping[str, Any] | None = None,
+) -> list[FleetOutcome]:
+    """Find, or resolve, build and register every environment; the outcomes are in the order of `definitions`.
+
+    `concurrency` is the number of environments in work at once, by default twice the number of cores. Equal image
+    hashes are built once, each layer that several need is made and sent once, and each base is looked into once.
+    `on_outcome` hears of each as it ends. Raises `DefinitionError` for a wrong `concurrency`, `VersionError` where
+    the versions cannot be listed; if cancelled, all that was begun is cleaned up first.
+    """
+    if concurrency < 0:
+        raise DefinitionError(f"concurrency is {concurrency}; give the number of environments in work at once, or 0")
+    shared = _shared_site(site, await ListedVersions.of(site.workspace.versions))
+    in_work = asyncio.Semaphore(concurrency or 2 * (os.cpu_count() or 2))
+    fleet = _Fleet(shared, upgrade, builder, on_outcome, dict(created_by or {}), in_work)
+    return await fleet.build(definitions)
+
+
+class _FleetSite(Site):
+    """A site whose catalog is the fleet's."""
+
+    fleet_catalog: FleetCatalog
+
+    @property
+    def catalog(self) -> FleetCatalog:
+        return self.fleet_catalog
+
+
+def _shared_site(site: Site, versions: VersionStore) -> _FleetSite:
+    prefix = site.workspace.repository_prefix
+    own = (f"{prefix}/", *(f"{prefix}-{kind}" for kind in ("layers", "wheels", "builds", "locks")))
+    # a layout's repositories share their blobs as they are
+    store = site.store if isinstance(site.store, Layout) else SharedStore(site.store, own)
+    workspace = ListedWorkspace(site.workspace, versions)
+    shared = _FleetSite(workspace, store, site.cache, SILENT, site.index_credentials)
+    shared.fleet_catalog = FleetCatalog(store.repository(f"{prefix}-layers"))
+    return shared
+
+
+@dataclass(slots=True)
+class _Fleet:
+    site: _FleetSite
+    upgrade: bool
+    builder: Builder
+    on_outcome: Callable[[FleetOutcome], None]
+    created_by: dict[str, Any]
+    in_work: asyncio.Semaphore
+    looking: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LOOKS))
+    resolving: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(os.cpu_count() or 2))
+    asked: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+    """By definition hash: what two ask for alike, such as a Dockerfile's image, the second finds."""
+    making: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+    """By image hash."""
+    made: dict[str, tuple[str, Descriptor]] = field(default_factory=dict)
+    """Who has an image, and its manifest, by image hash."""
+    bringing: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+    brought: set[str] = field(default_factory=set)
+    """Digests of bases of other registries whose layers are in this one now."""
+
+    async def build(self, definitions: Sequence[EnvironmentDefinition]) -> list[FleetOutcome]:
+        owners: dict[str, EnvironmentDefinition] = {}
+        for definition in definitions:
+            owners.setdefault(slug(definition.name), definition)
+        # what extends another environment comes after those that it may stand on
+        built: dict[str, FleetOutcome] = {}
+        for extends in (False, True):
+            wave = [definition for definition in owners.values() if bool(definition.extends) == extends]
+            outcomes = await gather(self._outcome(self._made(definition), definition.name) for definition in wave)
+            built |= {slug(outcome.name): outcome for outcome in outcomes}
+        return [
+            built[slug(definition.name)]
+            if definition == owners[slug(definition.name)]
+            else await self._outcome(_refused(definition.name, owners[slug(definition.name)].name), definition.name)
+            for definition in definitions
+        ]
+
+    async def _made(self, definition: EnvironmentDefinition) -> FleetOutcome:
+        return await self._found(definition) or await self._worked(definition)
+
+    async def _outcome(self, work: Coroutine[Any, Any, FleetOutcome], name: str) -> FleetOutcome:
+        started = time.monotonic()
+        try:
+            outcome = await work
+        except PrefectEnvironmentsError as error:
+            outcome = FleetOutcome(name=name, status="failed", reason=str(error))
+        except Exception as error:  # whatever it is, it stops no other environment
+            reason = redact(f"{type(error).__name__}: {error}")
+            outcome = FleetOutcome(name=name, status="failed", reason=reason)
+        if outcome.status != "ready":
+            outcome = outcome.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
+        tell = logger.warning if outcome.status == "failed" else logger.info
+        tell("%s %s: %s", outcome.name, outcome.status, outcome.reason or outcome.reference)
+        self.on_outcome(outcome)
+        return outcome
+
+    async def _found(self, definition: EnvironmentDefinition) -> FleetOutcome | None:
+        if self.upgrade:
+            return None
+        async with self.looking:
+            ready = await steps.find_registered(self.site, definition)
+        if ready is None:
+            return None
+        return FleetOutcome(
+            name=ready.name,
+            version=ready.version,
+            reference=ready.reference,
+            status="ready",
+            image_hash=ready.image_hash,
+        )
+
+    async def _worked(self, definition: EnvironmentDefinition) -> FleetOutcome:
+        async with self.in_work:
+            lock = await self._resolved(definition)
+            built, reason = await self._image(definition, lock)
+            record = await steps.register(self.site, definition, built, created_by=self.created_by)
+        return FleetOutcome(
+            name=record.name,
+            version=record.version,
+            reference=record.reference,
+            status="reused" if built.reused else "built",
+            reason=reason,
+            image_hash=record.image_hash,
+        )
+
+    async def _resolved(self, definition: EnvironmentDefinition) -> Lock:
+        wanted = await asyncio.to_thread(steps.definition_hash, self.site.workspace, definition)
+        async with self.asked[wanted], self.resolving:
+            with self.site.catalog.turn():
+                return await steps.resolve(self.site, definition, upgrade=self.upgrade)
+
+    async def _image(self, definition: EnvironmentDefinition, lock: Lock) -> tuple[BuiltImage, str]:
+        """The image, and what it took; that of an equal lock is taken over."""
+        if definition.stays_where_it_is:
+            return await steps.build(self.site, definition, lock), "the image stays where it is"
+        wanted = hashes.image_hash(lock)
+        async with self.making[wanted]:
+            if wanted not in self.made:
+                built = await self._build(definition, lock)
+                self.made[wanted] = definition.name, built.descriptor
+                return built, _took(built)
+        owner, descriptor = self.made[wanted]
+        shared = await share(self.site, definition, lock, owner, descriptor)
+        if shared is not None:
+            return shared, f"the image of {owner}"
+        built = await self._build(definition, lock)
+        return built, _took(built)
+
+    async def _build(self, definition: EnvironmentDefinition, lock: Lock) -> BuiltImage:
+        if not self._is_far(definition, lock):
+            return await self._built(definition, lock)
+        async with self.bringing[lock.base.digest]:  # or all would fetch the base at once
+            if lock.base.digest not in self.brought:
+                built = await self._built(definition, lock)
+                self.brought.add(lock.base.digest)
+                return built
+        return await self._built(definition, lock)
+
+    async def _built(self, definition: EnvironmentDefinition, lock: Lock) -> BuiltImage:
+        with self.site.catalog.turn():
+            return await self.builder(self.site, definition, lock)
+
+    def _is_far(self, definition: EnvironmentDefinition, lock: Lock) -> bool:
+        """Whether the base's layers have to be fetched from another registry."""
+        named = definition.base_image or self.site.workspace.default_base_image or ""
+        if self.builder is not _here or lock.base.of_dockerfile or named.startswith("oci:"):
+            return False
+        return ImageLocation.parse(lock.base.name).address != self.site.store.address
+
+
+async def _refused(name: str, owner: str) -> FleetOutcome:
+    if name == owner:
+        raise NameNotAllowed(f"{name!r} is given twice with different contents; only the first is built: rename one")
+    raise NameNotAllowed(
+        f"{name!r} and {owner!r} would share a repository, and only {owner!r} is built; rename one so that they differ "
+        "in more than case, '.', '_' and '-'"
+    )
+
+
+def _took(built: BuiltImage) -> str:
+    if built.reused:
+        return "the registry had the image"
+    new = sum(not layer.reused for layer in built.layers)
+    return f"{new} new layers, {len(built.layers) - new} reused" if built.layers else "copied"

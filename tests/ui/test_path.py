@@ -1,0 +1,88 @@
+"""From a browser: somebody who never saw the code builds an environment, and trains in it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+
+from prefect_environments import Workspace
+from tests.flows.parts import unique, wheel_folder
+from tests.ui.browser import PrefectUI, browsing
+
+SCRIPT = """\
+import spam
+from prefect_environments import Run
+print("training with spam", spam.__version__)
+Run.get_context().log("accuracy", 0.97)
+"""
+
+
+def parameters(run_id: str) -> dict[str, Any]:
+    """What the form sent."""
+    with get_client(sync_client=True) as client:
+        return client.read_flow_run(run_id).parameters  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # seconds on a quiet machine, and several minutes on one that others use
+def test_from_a_form_to_a_version_to_a_job_in_it(prefect_server: str, workspace: Workspace, tmp_path: Path) -> None:
+    """Pasted requirements become a version with its package table; it is in the job's drop-down; the log has the
+    script's lines. The same requirements as a list give the same image."""
+    name = unique("iris")
+    options = ["--no-index", f"--find-links {wheel_folder(tmp_path / 'wheels')}"]
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "train.py").write_text(SCRIPT)
+    with browsing(prefect_server.removesuffix("/api")) as ui:
+        pasted = "\r\n".join(["\ufeff# what we train with", *options, "", "spam==1.0  # and its eggs", "ham", ""])
+        _build(ui, workspace, name, pasted)
+        ui.until_shown(f"{name} version 1 built")
+        ui.until_shown("Completed")
+        ui.tab("Artifacts")
+        ui.until_shown("4 of 4 packages")
+        _sees_the_package_table(ui, name, workspace)
+        rows = _build(ui, workspace, name, [*options, "spam==1.0", "ham"])
+        _train(ui, workspace, f"{workspace.name}--{name}--v1", tmp_path)
+        ui.until_shown("training with spam 1.0")
+        ui.until_shown("ended well")
+        ui.open_artifact("metrics-")
+        ui.until_shown("0.97")
+        ui.open_run(rows)
+        ui.until_shown(f"{name} version 1 reused")
+        assert parameters(rows)["environment"]["requirements"] == [*options, "spam==1.0", "ham"]
+
+
+def _build(ui: PrefectUI, workspace: Workspace, name: str, requirements: str | list[str]) -> str:
+    ui.open_form("build-environment")
+    first = ui.labels()[1:6]
+    assert first == ["workspace", "environment", "Name", "Base Image (Optional)", "Requirements (Optional)"]
+    ui.choose("workspace", workspace.name)
+    ui.write("Name", name)
+    if isinstance(requirements, str):
+        ui.write("Requirements", requirements)
+    else:
+        ui.field("Requirements").get_by_role("tab", name="List").click()
+        ui.add_rows("Requirements", requirements)
+    return ui.submit()
+
+
+def _sees_the_package_table(ui: PrefectUI, name: str, workspace: Workspace) -> None:
+    ui.open_artifact(f"environment-{name}")
+    ui.page.get_by_role("heading", name=f"{name} version 1").wait_for()
+    table = ui.page.get_by_role("table").filter(has_text="Layer").last
+    for package in ("spam 1.0", "eggs 2.0", "ham 3.0", "pip 26.1"):
+        table.get_by_role("row", name=package).wait_for()
+    assert f"{workspace.registry_settings.address}/{workspace.repository_path(name)}@sha256:" in ui.text()
+
+
+def _train(ui: PrefectUI, workspace: Workspace, version: str, folder: Path) -> None:
+    ui.open_form("run-training-job")
+    assert ui.labels()[1:5] == ["workspace", "environment (Optional)", "config", "Script (Optional)"]
+    ui.choose("workspace", workspace.name)
+    ui.choose("environment", version)
+    ui.write("Script", "train.py")
+    ui.write("Source Directory", str(folder / "source"))
+    ui.write("Compute Target", "local:process")
+    ui.write("outputs_directory", str(folder / "jobs"))
+    ui.submit()
