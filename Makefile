@@ -37,6 +37,7 @@ bench: $(VENV)/.dev parts ## measure what the documentation claims
 	$(BIN)/python -m benchmarks $(ARGS)
 	$(BIN)/python -m benchmarks.bytecode $(ARGS)
 	$(BIN)/python -m benchmarks.jobs $(ARGS)
+	$(BIN)/python -m benchmarks.fleet $(ARGS)
 
 profile: $(VENV)/.dev parts ## the cold path stage by stage, beside this machine's limits
 	$(BIN)/python -m benchmarks.profile $(ARGS)

@@ -1,5 +1,5 @@
 """`make bench`: run the benchmarks that the documentation claims, and write benchmarks/RESULTS.md; others (profile,
-bytecode, jobs) keep their sections.
+bytecode, jobs, fleet) keep their sections.
 
 python -m benchmarks [--rounds 3] [--print]
 """

@@ -125,8 +125,8 @@ def stages_section(rounds: list[Round]) -> str:
         f"`python -m benchmarks.profile`, median of {len(rounds)} rounds; with the clocks that measure it. "
         f"{results.machine()}",
         "",
-        "*Busy* is the wall time in which a stage was at work; downloads and conversions run side by side, and uploads",
-        "start when every wheel is checked. *Limit* is what this machine does with the same bytes, in the same run.",
+        "*Busy* is the wall time in which a stage was at work; downloads, conversions and uploads run side",
+        "by side. *Limit* is what this machine does with the same bytes, in the same run.",
         "",
         "| stage | busy, s | calls | limit, s | limit is |",
         "|---|--:|--:|--:|---|",

@@ -8,7 +8,8 @@ PrefectEnvironmentsError
 │   └── NotSupportedYet          legal, but a later release builds it
 ├── SecretError                  a secret reference is malformed or cannot be resolved
 ├── ResolveError                 no set of packages satisfies the definition
-│   └── NoFittingWheel           a package has no wheel for the image's Python and libc
+│   ├── NoFittingWheel           a package has no wheel for the image's Python and libc
+│   └── UndatedPackages          an index does not tell how old its packages are, and an age limit is set
 ├── PackageError                 a wheel is refused: wrong hash, unsafe or malformed archive
 ├── BuildError                   building a Dockerfile, or compiling bytecode, failed
 │   └── EngineUnavailable        no Docker engine can be reached, or it cannot do what is asked
@@ -75,6 +76,10 @@ class ResolveError(PrefectEnvironmentsError):
 
 class NoFittingWheel(ResolveError):
     """A resolved package has no wheel for the image's Python, libc and architecture."""
+
+
+class UndatedPackages(ResolveError):
+    """A package index does not tell when its files were uploaded, and only old enough ones are wanted."""
 
 
 class PackageError(PrefectEnvironmentsError):

@@ -9,8 +9,8 @@ class Progress:
     """Receives what happens; this one shows nothing. Methods are called from one thread."""
 
     def step(self, name: str) -> None:
-        """A step begins: `docker build`, `inspect`, `resolve`, `assemble`, `mirror`, `register`, or one of a Docker
-        build's own, by its title."""
+        """A step begins: `docker build`, `inspect`, `resolve`, `assemble`, `mirror`, `promote`, `register`, or one of
+        a Docker build's own, by its title."""
 
     def planned(self, layers: int, download: int) -> None:
         """The image will have so many package layers; about so many bytes of wheels are still to be fetched."""

@@ -15,7 +15,8 @@ from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.errors import DefinitionError, NotFound, ResolveError
 from prefect_environments.core.extend import Effective, directly_named, effective
 from prefect_environments.core.formats.pylock import check_python
-from prefect_environments.core.lock.model import Lock, LockedBase, LockedCondaPackage
+from prefect_environments.core.lock.age import AgeLimit
+from prefect_environments.core.lock.model import Lock, LockedBase, LockedCondaPackage, LockedPackage
 from prefect_environments.core.lock.resolver import Resolver, ResolveRequest
 from prefect_environments.core.lock.target import Platform, Target
 from prefect_environments.core.lock.uv import UvResolver
@@ -24,22 +25,30 @@ from prefect_environments.core.site import Site
 logger = logging.getLogger(__name__)
 
 
-async def resolve(site: Site, definition: EnvironmentDefinition, *, upgrade: bool) -> Lock:
+async def resolve(
+    site: Site,
+    definition: EnvironmentDefinition,
+    *,
+    upgrade: bool,
+    age: AgeLimit | None = None,
+    settled: tuple[LockedPackage, ...] = (),
+) -> Lock:
     """See `steps.resolve`."""
     asked = await effective(site, definition)
     wanted = asked.definition
     _check_conda(wanted)
+    limit = _Limit(age, settled)
     async with open_base(site, wanted, lock=asked.base) as base:
         if wanted.user_managed:
             return as_it_is(wanted, base.locked)
         facts = await _target(site, base, Platform.parse(wanted.platform))
         previous = _held(asked, None if upgrade else await _previous_lock(site, definition.name))
         afresh = upgrade and asked.base is None  # what is extended holds: only what is added is resolved afresh
-        plan = await _interpreter(site, asked, base, facts, previous, upgrade=afresh)
+        plan = await _interpreter(site, asked, base, facts, previous, limit=limit, upgrade=afresh)
         check_python(wanted.requires_python, plan.target, f"the environment {wanted.name!r}")
         if wanted.compile_bytecode:
             await asyncio.to_thread(find_interpreter, plan.target.python)  # an error now, not after the work
-        lock = await _pip(site, replace(plan, holds=asked.base), base.locked, previous, upgrade=afresh)
+        lock = await _pip(site, replace(plan, holds=asked.base), base.locked, previous, limit=limit, upgrade=afresh)
         _check_holds(definition, asked.base, lock)
         logger.info(
             "resolved %d requirements to %d packages%s",
@@ -66,6 +75,22 @@ def as_it_is(definition: EnvironmentDefinition, base: LockedBase) -> Lock:
     """The lock of a user-managed image: nothing is installed. Where its Python is, is the version's to tell."""
     target = Target("", "", "", "", Platform.parse(definition.platform))
     return Lock(base, target, (), managed=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """How old packages must be, and which of them stay whatever their age."""
+
+    age: AgeLimit | None
+    settled: tuple[LockedPackage, ...]
+
+    @property
+    def moment(self) -> str | None:
+        return str(self.age) if self.age else None
+
+    @property
+    def allow_undated(self) -> bool:
+        return self.age is not None and self.age.allow_undated
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +155,7 @@ def _check_holds(definition: EnvironmentDefinition, base: Lock | None, lock: Loc
 
 
 async def _interpreter(
-    site: Site, asked: Effective, base: BaseImage, facts: Target, held: Lock | None, *, upgrade: bool
+    site: Site, asked: Effective, base: BaseImage, facts: Target, held: Lock | None, *, limit: _Limit, upgrade: bool
 ) -> _Plan:
     """Whose Python it is: the base's where conda is asked for nothing that it has not, else conda's."""
     wanted = asked.definition
@@ -150,7 +175,7 @@ async def _interpreter(
             f"the environment {wanted.name!r} needs packages of conda ({', '.join(wanted.conda_dependencies)}; the "
             f"base image has {has}), but names no channel: add one, such as conda-forge, to the channels"
         )
-    packages = await _solve(site, asked, base, facts, held, upgrade=upgrade)
+    packages = await _solve(site, asked, base, facts, held, limit=limit, upgrade=upgrade)
     python = conda.python_version(packages)
     logger.info("conda brings Python %s", python)
     target = replace(facts, python=python, interpreter=recipe.executable())
@@ -158,7 +183,7 @@ async def _interpreter(
 
 
 async def _solve(
-    site: Site, asked: Effective, base: BaseImage, facts: Target, held: Lock | None, *, upgrade: bool
+    site: Site, asked: Effective, base: BaseImage, facts: Target, held: Lock | None, *, limit: _Limit, upgrade: bool
 ) -> tuple[LockedCondaPackage, ...]:
     from prefect_environments.core.lock import conda  # noqa: PLC0415  # rattler: only where conda is asked for
 
@@ -177,19 +202,28 @@ async def _solve(
         cuda=".".join(base.config.environment.get("CUDA_VERSION", "").split(".")[:2]) or None,
         preferences=held.conda if held and not upgrade else (),
         upgrade=upgrade,
+        exclude_newer=limit.moment,
+        allow_undated=limit.allow_undated,
         credentials=site.index_credentials,
     )
     return await conda.CondaResolver(cache=site.cache / "conda").resolve(request)
 
 
-async def _pip(site: Site, plan: _Plan, base: LockedBase, held: Lock | None, *, upgrade: bool) -> Lock:
+async def _pip(site: Site, plan: _Plan, base: LockedBase, held: Lock | None, *, limit: _Limit, upgrade: bool) -> Lock:
     """What pip installs, for the plan's interpreter. Versions that conda brings are kept where that is possible."""
     if plan.conda and not plan.requirements:
         return Lock(base, plan.target, (), conda=plan.conda)
     site.progress.step("resolve")
     uv = UvResolver(wheel_store=site.wheel_store, scratch=site.cache / "resolve")
     resolver: Resolver = PrivateWheelResolver(uv, site.wheel_store, site.cache / "private-wheels")
-    request = replace(_request(site, plan, base), preferences=held, upgrade=upgrade)
+    request = replace(
+        _request(site, plan, base),
+        preferences=held,
+        upgrade=upgrade,
+        exclude_newer=limit.moment,
+        allow_undated=limit.allow_undated,
+        settled=limit.settled,
+    )
     kept = _kept(plan.conda)
     try:
         lock = await resolver.resolve(replace(request, constraints=(*request.constraints, *kept)))

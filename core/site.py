@@ -1,5 +1,6 @@
 """A workspace's registry, opened, with the places beside it: what every step of a build works with."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from prefect_environments.core import files
 from prefect_environments.core.build.wheel_store import RegistryWheelStore
+from prefect_environments.core.cache import limit, trim_now_and_then
 from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.distribution.reference import check_host
 from prefect_environments.core.names import slug
@@ -76,6 +78,7 @@ async def open_site(
     workspace: Workspace, *, cache: Path | None = None, progress: Progress = SILENT
 ) -> AsyncIterator[Site]:
     """Open a workspace's registry, secret references resolved, and close it at the end."""
+    most = limit()
     store = await open_store(workspace.registry_settings, workspace.secrets)
     try:
         credentials = {}
@@ -87,6 +90,7 @@ async def open_site(
         yield site
     finally:
         await store.close()
+        await asyncio.to_thread(trim_now_and_then, cache or default_cache(), most)
 
 
 def _sweep(site: Site) -> None:

@@ -9,6 +9,7 @@ import platform
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from prefect_environments.core import attachments, curated, hashes, history
 from prefect_environments.core.build import recipe
 from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.errors import NotFound, VersionError, VersionNotFound, VersionPruned
-from prefect_environments.core.lock.model import Lock
+from prefect_environments.core.lock.model import Lock, LockedPackage
 from prefect_environments.core.names import is_curated
 from prefect_environments.core.oci.descriptor import Descriptor
 from prefect_environments.core.oci.repository import Repository
@@ -30,6 +31,7 @@ from prefect_environments.core.workspace import Workspace
 if TYPE_CHECKING:
     from prefect_environments.core.build.assemble import LayerReport
     from prefect_environments.core.build.layer import Overlap
+    from prefect_environments.core.lock.age import AgeLimit
 
 # Imports inside functions are of what only a build needs: finding a registered image takes less time than loading it.
 
@@ -100,15 +102,23 @@ async def _wanted(site: Site, definition: EnvironmentDefinition) -> str:
     return await asyncio.to_thread(definition_hash, site.workspace, definition)  # it may read a build context
 
 
-async def resolve(site: Site, definition: EnvironmentDefinition, *, upgrade: bool = False) -> Lock:
+async def resolve(
+    site: Site,
+    definition: EnvironmentDefinition,
+    *,
+    upgrade: bool = False,
+    age: "AgeLimit | None" = None,
+    settled: tuple[LockedPackage, ...] = (),
+) -> Lock:
     """The lock of a definition for its base image; the newest version's lock is the preference unless `upgrade`.
 
+    `age` says how long packages must have been published; those of `settled` stay at their version all the same.
     Raises `NotSupportedYet`, `BaseImageError`, `ResolveError`, `NoFittingWheel` and the registries' errors.
     """
     from prefect_environments.core import resolving  # noqa: PLC0415
 
     curated.check_unchanged(definition)
-    return await resolving.resolve(site, definition, upgrade=upgrade)
+    return await resolving.resolve(site, definition, upgrade=upgrade, age=age, settled=settled)
 
 
 async def build(site: Site, definition: EnvironmentDefinition, lock: Lock, *, force: bool = False) -> BuiltImage:
@@ -131,7 +141,7 @@ async def register(
     curated.check_unchanged(definition)
     if not await _exists(site, definition, built.reference):
         raise NotFound(f"{built.reference} is not in the registry; build it first")
-    await _lock(site.workspace, built.reference)
+    await lock_image(site.workspace, built.reference)
     attached = attachments.expected(built.descriptor, definition, built.lock)
     if built.attached != attached:  # built for another definition of the same image
         await attachments.attach(site.repository(definition.name), built.descriptor, definition, built.lock)
@@ -161,8 +171,9 @@ async def register(
     return equal or await site.workspace.versions.register(draft)
 
 
-async def _lock(workspace: Workspace, reference: str) -> None:
-    """Before the version is written, so that there is none without its lock where the workspace wants locks."""
+async def lock_image(workspace: Workspace, reference: str) -> None:
+    """Lock an image in its registry before its version is written, so that there is none without its lock where the
+    workspace wants locks."""
     settings = workspace.registry_settings
     if settings.azure is not None and settings.azure.lock_registered:
         from prefect_environments.core.azure import acr  # noqa: PLC0415  # Azure's SDK
@@ -303,7 +314,7 @@ def _renewed(
         environment_variables=variables,
         description=definition.description,
         tags=dict(definition.tags),
-        created_by={"image_by": _first_maker(found), **_tools()},
+        created_by={"image_by": first_maker(found), **_tools()},
     )
 
 
@@ -318,12 +329,17 @@ def _tools(lock: Lock | None = None) -> dict[str, Any]:
     names = ["prefect-environments", "uv"]
     names += ["py-rattler"] if lock and lock.conda else []
     names += ["deflate"] if lock and (lock.conda or lock.bytecode) else []
-    versions = {name: installed_version(name) for name in names}
+    versions = {name: _installed_version(name) for name in names}
     machine = f"{platform.system().lower()}/{platform.machine()}"
     return {**versions, "python": platform.python_version(), "platform": machine, "recipe": recipe.VERSION}
 
 
-def _first_maker(found: VersionRecord) -> dict[str, Any]:
+@cache
+def _installed_version(name: str) -> str:
+    return installed_version(name)  # reads files: a thousand times in a warm run of many
+
+
+def first_maker(found: VersionRecord) -> dict[str, Any]:
     """Who built the image of a version that says something else about it, and which version that was."""
     known = found.created_by.get("image_by")
     return known if known else {**found.created_by, "version": found.version}

@@ -7,12 +7,13 @@ beside it, see `core.history`.
 
 import asyncio
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Protocol
 
+from prefect_environments.core.concurrency import gather
 from prefect_environments.core.errors import NameNotAllowed, VersionError, VersionNotFound, VersionPruned
 from prefect_environments.core.folder_shelf import FolderShelf
 from prefect_environments.core.history import Entry, Life
@@ -29,7 +30,11 @@ __all__ = [
     "canonical",
     "checked_record",
     "hand_out_number",
+    "last_used",
 ]
+
+_MARKS = 8
+"""Versions that are marked as used at once."""
 
 
 class VersionStore(Protocol):
@@ -71,6 +76,10 @@ class VersionStore(Protocol):
     async def mark_used(self, record: VersionRecord) -> bool:
         """Note that a version is used today; `False` if that was known. Raises `VersionPruned` for one that is
         pruned, or is about to be, so that who marks it first may rely on its image."""
+
+    async def mark_all_used(self, records: Sequence[VersionRecord]) -> Mapping[str, Book]:
+        """Note that versions of several environments are used today, and give the books as they are after that: who
+        relies on one of the versions looks there whether it still lives."""
 
 
 async def hand_out_number(shelf: Shelf, draft: VersionRecord) -> VersionRecord:
@@ -163,8 +172,13 @@ class ShelvedVersions:
 
     async def names(self, *, archived: bool = False) -> list[VersionRecord]:
         found = (await self._owned()).values()
-        newest = [(book, book.living[-1]) for _, book in found if book.living and (archived or not book.life.archived)]
-        records = await asyncio.to_thread(lambda: [book.load(number) for book, number in newest])
+        newest = [(last, book) for last, book in found if book.living and (archived or not book.life.archived)]
+
+        def living(last: VersionRecord, book: Book) -> VersionRecord:
+            number = book.living[-1]
+            return last if last.version == number else book.load(number)
+
+        records = await asyncio.to_thread(lambda: [living(last, book) for last, book in newest])
         return sorted(records, key=lambda record: record.name.lower())
 
     async def book(self, name: str) -> Book:
@@ -198,12 +212,22 @@ class ShelvedVersions:
         today = datetime.now(UTC).date()
         book = await self._shelf.read_book(check_name(record.name))
         _check_lives(book.life, record)
-        if _last_used(book, record) >= today:
+        if last_used(book, record) >= today:
             return False
         await self._shelf.mark_used(record.name, record.version, today)
         # Who prunes looks at the marks after writing that it will: one of the two sees what the other wrote.
         _check_lives((await self._shelf.read_book(record.name)).life, record)
         return True
+
+    async def mark_all_used(self, records: Sequence[VersionRecord]) -> Mapping[str, Book]:
+        today, limit = datetime.now(UTC).date(), asyncio.Semaphore(_MARKS)
+
+        async def mark(record: VersionRecord) -> None:
+            async with limit:
+                await self._shelf.mark_used(record.name, record.version, today)
+
+        await gather(map(mark, records))
+        return await self.books()
 
     async def _owned(self) -> dict[str, tuple[VersionRecord, Book]]:
         """The books of this workspace, whose slug another one may share, by name."""
@@ -219,7 +243,7 @@ class ShelvedVersions:
         return records
 
 
-def _last_used(book: Book, record: VersionRecord) -> date:
+def last_used(book: Book, record: VersionRecord) -> date:
     """The day when a version was last handed out: that of its registration, or a later one."""
     marked = book.used.get(record.version, date.min)
     try:

@@ -1,6 +1,7 @@
 """`build_environments`: many environments at once, on this machine or on those of a work pool."""
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from prefect import State, flow
@@ -10,7 +11,9 @@ from prefect.states import Failed
 
 from prefect_environments.blocks import Workspace
 from prefect_environments.core.definition import EnvironmentDefinition
+from prefect_environments.core.errors import PrefectEnvironmentsError
 from prefect_environments.core.fleet.outcome import FleetOutcome, told
+from prefect_environments.core.versions import VersionRecord
 from prefect_environments.tasks.fleet import build_fleet, check_images, newest_versions, report_outcomes
 
 _NAMED = 5  # failures that the run's message names
@@ -61,11 +64,11 @@ def _registered(workspace: Workspace, *, upgrade: bool) -> tuple[list[Environmen
     """What of the registered is to be built, and the outcomes of the rest."""
     records = {record.name: record for record in newest_versions(workspace)}
     if upgrade:
-        return [EnvironmentDefinition(**record.definition) for record in records.values()], []
-    wanted, known = list[EnvironmentDefinition](), list[FleetOutcome]()
+        return _definitions(records.values())
+    lost, known = list[VersionRecord](), list[FleetOutcome]()
     for one in check_images(workspace):
         if one.state == "missing":
-            wanted.append(EnvironmentDefinition(**records[one.name].definition))
+            lost.append(records[one.name])
             continue
         known.append(
             FleetOutcome(
@@ -77,7 +80,20 @@ def _registered(workspace: Workspace, *, upgrade: bool) -> tuple[list[Environmen
                 image_hash=records[one.name].image_hash,
             )
         )
-    return wanted, known
+    wanted, unreadable = _definitions(lost)
+    return wanted, [*known, *unreadable]
+
+
+def _definitions(records: Iterable[VersionRecord]) -> tuple[list[EnvironmentDefinition], list[FleetOutcome]]:
+    """The definitions of versions, and the failures of those that this release cannot read."""
+    wanted, unreadable = list[EnvironmentDefinition](), list[FleetOutcome]()
+    for record in records:
+        try:
+            wanted.append(EnvironmentDefinition(**record.definition))
+        except (PrefectEnvironmentsError, ValueError) as error:
+            reason = f"the definition of version {record.version} cannot be read ({error}); build it from its source"
+            unreadable.append(FleetOutcome(name=record.name, version=record.version, status="failed", reason=reason))
+    return wanted, unreadable
 
 
 def _told(outcomes: list[FleetOutcome], workspace: str) -> list[FleetOutcome] | State[Any]:

@@ -44,8 +44,9 @@ AT_ONCE = 100
 _GLANCE = 2.0  # seconds between two looks at all runs
 _LATE = 30.0  # seconds after which we say what runs wait for
 _PATIENCE = 600.0  # seconds without an answer of the API, after which runs are given up
-_BEATS = 60.0  # seconds between two looks at a run's heartbeats
-_SILENCE = 600.0  # seconds; Prefect's heartbeats come every 180 by default
+BEATS = 60.0  # seconds between two looks at a run's heartbeats
+SILENCE = 600.0  # seconds; Prefect's heartbeats come every 180 by default
+PENDING = 1800.0  # seconds that a worker may take from taking a run to its start: a cluster may add a machine first
 _CRASHES = 2  # runs that crash under our eyes and are followed by another one
 _PAGE = 200
 
@@ -90,6 +91,10 @@ async def _deployment(client: PrefectClient, name: str) -> UUID:
         found = await client.read_deployment_by_name(f"{FLOW}/{name}")
         if found.entrypoint == ENTRYPOINT and found.work_pool_name == name:
             return found.id
+        raise DefinitionError(
+            f"the deployment {FLOW}/{name} is somebody's own: it is for another work pool than {name}, or of another "
+            f"entrypoint. Give FLOW/DEPLOYMENT, such as {FLOW}/{name}, to build by it all the same"
+        )
     return await client.create_deployment(
         await client.create_flow_from_name(FLOW),
         name,
@@ -139,7 +144,9 @@ class Dispatcher:
                     raise BuildError(_said(run, state, "its image is not in this workspace's registry"))
             elif not was_over and state is not None:
                 crashes += state.is_crashed()
-                if not state.is_crashed() or crashes > _CRASHES:
+                # of two who wait for one run, the one that is cancelled cancels it for itself only
+                foreign = state.is_cancelled() and self.mark not in run.tags
+                if not (state.is_crashed() or foreign) or crashes > _CRASHES:
                     raise BuildError(_said(run, state, state.message or "without a message"))
                 logger.warning("%s", _said(run, state, "trying again"))
 
@@ -192,9 +199,11 @@ class Runs:
 
     client: PrefectClient
     glance: float = _GLANCE
-    silence: float = _SILENCE
+    silence: float = field(default_factory=lambda: SILENCE)
     """Seconds without a heartbeat after which a run is taken for lost, if it ever gave one."""
-    beats: float = _BEATS
+    beats: float = field(default_factory=lambda: BEATS)
+    pending: float = field(default_factory=lambda: PENDING)
+    """Seconds after which a run that a worker took, and that never started, is taken for lost."""
     _ends: dict[UUID, "asyncio.Future[State]"] = field(default_factory=dict)
     _looked: dict[UUID, float] = field(default_factory=dict)
     """When a run's heartbeats were last looked at."""
@@ -211,16 +220,22 @@ class Runs:
         while True:
             await asyncio.sleep(self.glance)
             try:
-                for run in await self.open_ones():
+                waited_for = set(self._ends)
+                found = await self.open_ones()
+                for run in found:
                     if run.state is not None and run.state.is_final():
                         self._ends.pop(run.id).set_result(run.state)
                     elif run.state is not None and run.state.is_running():
                         await self._check_beat(run)
+                    elif run.state is not None and run.state.is_pending():
+                        await self._check_start(run, run.state)
                     elif not told and time.monotonic() - started > _LATE:
                         told = True
                         logger.info("some runs wait for a worker; is one running? (prefect worker start --pool …)")
+                for deleted in waited_for - {run.id for run in found}:
+                    self._ends.pop(deleted).set_exception(BuildError(f"flow run {deleted} was deleted while it built"))
                 answered = time.monotonic()
-            except (httpx.HTTPError, PrefectException) as error:
+            except Exception as error:  # whatever it is: without this watch all would wait for ever
                 if time.monotonic() - answered > _PATIENCE:
                     self._give_up(error)
 
@@ -243,7 +258,16 @@ class Runs:
         quiet = (now("UTC") - last).total_seconds()
         if quiet > self.silence:
             message = f"no heartbeat for {quiet:.0f} seconds: its worker or process is gone"
-            await self.client.set_flow_run_state(run.id, Crashed(message=message), force=True)
+            await self._crash(run, message)
+
+    async def _check_start(self, run: FlowRun, state: State) -> None:
+        """Set a run to Crashed whose worker died between taking it and starting it: nobody else takes it then."""
+        waited = (now("UTC") - state.timestamp).total_seconds()
+        if waited > self.pending:
+            await self._crash(run, f"taken by a worker {waited:.0f} seconds ago and not started: the worker is gone")
+
+    async def _crash(self, run: FlowRun, message: str) -> None:
+        await self.client.set_flow_run_state(run.id, Crashed(message=message), force=True)
 
     async def _last_beat(self, run: UUID) -> datetime | None:
         wanted = {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": {"id": [f"prefect.flow-run.{run}"]}}

@@ -1,5 +1,6 @@
 """Many environments at once, as tasks and flows see them: status of their images, progress, and the table of a run."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from prefect_environments.core.site import Site
 from prefect_environments.core.versions import VersionRecord
 from prefect_environments.tasks.provenance import current_origin
 from prefect_environments.tasks.site import at
+
+logger = logging.getLogger("prefect_environments.core.fleet")  # core's lines go to the run's log
 
 _EVERY = 2.0  # seconds between two updates of the progress: each is a call to the API
 _FIRST = {"failed": 0, "missing": 0, "unknown": 1, "built": 1, "reused": 2}
@@ -66,10 +69,10 @@ def build_fleet(
     """
     from prefect_environments.core.fleet import build  # noqa: PLC0415  # what builds: only here
 
-    run = current_origin()
+    origin = current_origin()
 
     async def work(site: Site) -> list[FleetOutcome]:
-        options: dict[str, Any] = {"upgrade": upgrade, "on_outcome": count, "created_by": run}
+        options: dict[str, Any] = {"upgrade": upgrade, "on_outcome": count, "created_by": origin}
         if not deployment:
             return await build.build_environments(site, definitions, concurrency=concurrency, **options)
         from prefect_environments.tasks.dispatch import AT_ONCE, open_dispatcher  # noqa: PLC0415  # only with one
@@ -122,7 +125,10 @@ def _poll(counts: _Counts, artifact: UUID, stop: threading.Event) -> None:
         finished = stop.wait(_EVERY)
         if len(counts.outcomes) != shown:
             shown = len(counts.outcomes)
-            update_progress_artifact(artifact, counts.percent, description=str(counts))
+            try:
+                update_progress_artifact(artifact, counts.percent, description=str(counts))
+            except Exception as error:  # the next one may be shown again: an API that is away stops no build
+                logger.info("progress could not be shown (%s)", type(error).__name__)
 
 
 def report_outcomes(outcomes: Sequence[FleetOutcome], workspace: str) -> None:

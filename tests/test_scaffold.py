@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = {"blocks", "core", "flows", "tasks"}
+FOLDERS = {"blocks", "cli", "core", "flows", "tasks"}
 OTHERS = {".ci", "benchmarks", "docs", "examples", "src", "tests"}
 
 
@@ -58,7 +58,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     top = {name.split("/")[0] for name in names}
     assert {name for name in top if not name.endswith(".dist-info")} == {"prefect_environments"}
     inside = {name.split("/")[1] for name in names if name.startswith("prefect_environments/")}
-    assert inside == {"__init__.py", "py.typed", *FOLDERS}
+    assert inside == {"__init__.py", "__main__.py", "py.typed", *FOLDERS}
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
@@ -66,7 +66,8 @@ def test_the_wheel_holds_every_module_once(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         packed = [name for name in archive.namelist() if name.endswith(".py")]
     modules = {str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
-    assert sorted(packed) == sorted({f"prefect_environments/{name}" for name in modules | {"__init__.py"}})
+    modules |= {"__init__.py", "__main__.py"}
+    assert sorted(packed) == sorted({f"prefect_environments/{name}" for name in modules})
 
 
 def test_the_entry_point_names_the_blocks(wheel: Path) -> None:

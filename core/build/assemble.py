@@ -160,7 +160,6 @@ class Assembler:
     async def _base_layer(self, layer: Descriptor) -> LayerReport:
         sent = False
         if layer.digest not in self.known_base:
-            await self._all_checked.wait()
             sent = await copy_blob(layer, self.base.repository, self.target, self.scratch, self._count)
         return LayerReport(f"base {layer.digest[7:19]}", layer.size, not sent)
 
@@ -213,15 +212,17 @@ class Assembler:
                 )
             file.flush()
             self._checked(planned)
-            await self._all_checked.wait()
             layer = catalogs.annotated(planned.key, blob, planned.title)
             await self.target.write_blob(layer.descriptor, Path(file.name), on_bytes=self._count)
+        await self._all_checked.wait()
         if self.catalog is not None:
             await self._remember(self.catalog, planned.key, layer)
         return layer
 
     def _checked(self, planned: PlannedLayer) -> None:
-        """Nothing is sent before every wheel is there, has the lock's hash and was read to its end."""
+        """A layer is sent as soon as its own wheels are there, have the lock's hash and were read to their ends; it
+        is remembered for other images when those of all layers were: an image that is refused leaves blobs without a
+        name, which the registry's garbage collection takes."""
         self._unchecked.discard(planned.key)
         if not self._unchecked:
             self._all_checked.set()

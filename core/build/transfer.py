@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,12 +21,18 @@ async def copy_blob(
     target: Repository,
     scratch: Path,
     on_bytes: Callable[[int], None] = lambda _: None,
+    *,
+    lenders: Iterable[str] = (),
 ) -> bool:
-    """Bring a blob into `target`; `True` if its bytes were sent. They are verified on the way."""
+    """Bring a blob into `target`; `True` if its bytes were sent. They are verified on the way.
+
+    `lenders` are more repository paths of the target's store that may have it, and are asked before it is sent.
+    """
     if await _has(target, descriptor):
         return False
-    if (path := shared_path(source, target)) and await target.mount_blob(descriptor, path):
-        return False
+    for path in (shared_path(source, target), *lenders):
+        if path and path != target.path and await target.mount_blob(descriptor, path):
+            return False
     if not await _has(source, descriptor):
         raise NotFound(f"{source.name} has no blob {descriptor.digest}")
     if isinstance(source, LayoutRepository):

@@ -19,7 +19,7 @@ class RegistryWheelStore:
     """A `WheelStore` over one repository: artifacts tagged by the source's key and by the wheel's sha256."""
 
     def __init__(self, repository: Repository, folder: Path) -> None:
-        self._repository = repository
+        self.repository = repository
         self._folder = folder
 
     async def find(self, source_key: str) -> LockedPackage | None:
@@ -31,17 +31,17 @@ class RegistryWheelStore:
             return found
         digest = await asyncio.to_thread(digests.of_file, wheel)
         blob = Descriptor(WHEEL, digest, wheel.stat().st_size, {TITLE: wheel.name})
-        for tag in (_wheel_tag(digests.hex_of(digest)), _source_tag(source_key)):
-            await put_artifact(self._repository, blob, wheel, tag=tag)
+        for tag in (wheel_tag(digests.hex_of(digest)), _source_tag(source_key)):
+            await put_artifact(self.repository, blob, wheel, tag=tag)
         return _package(blob)
 
     async def fetch(self, sha256: str) -> Path | None:
-        blob = await self._blob(_wheel_tag(sha256))
+        blob = await self._blob(wheel_tag(sha256))
         if blob is None or blob.digest != f"sha256:{sha256}":
             return None
         path = self._folder / sha256
         with files.storage("keeping a built wheel", self._folder), files.temporary_file(self._folder) as file:
-            async for chunk in self._repository.read_blob(blob):
+            async for chunk in self.repository.read_blob(blob):
                 await asyncio.to_thread(file.write, chunk)
             file.flush()
             files.publish(Path(file.name), path)
@@ -49,7 +49,7 @@ class RegistryWheelStore:
 
     async def _blob(self, tag: str) -> Descriptor | None:
         try:
-            manifest = ImageManifest.from_bytes((await self._repository.get_manifest(tag)).content)
+            manifest = ImageManifest.from_bytes((await self.repository.get_manifest(tag)).content)
         except NotFound:
             return None
         return manifest.layers[0] if len(manifest.layers) == 1 and manifest.artifact_type == WHEEL else None
@@ -66,5 +66,6 @@ def _source_tag(key: str) -> str:
     return f"source-{digests.hex_of(digests.of(key.encode()))}"
 
 
-def _wheel_tag(sha256: str) -> str:
+def wheel_tag(sha256: str) -> str:
+    """The tag of a wheel in the repository of a `RegistryWheelStore`."""
     return f"wheel-{sha256}"

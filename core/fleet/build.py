@@ -8,14 +8,14 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from prefect_environments.core import hashes, steps
 from prefect_environments.core.concurrency import gather
 from prefect_environments.core.definition import EnvironmentDefinition
-from prefect_environments.core.errors import DefinitionError, NameNotAllowed, PrefectEnvironmentsError
+from prefect_environments.core.errors import DefinitionError, NameNotAllowed, PrefectEnvironmentsError, VersionError
 from prefect_environments.core.fleet.catalog import FleetCatalog
 from prefect_environments.core.fleet.outcome import FleetOutcome
 from prefect_environments.core.fleet.share import share
@@ -30,7 +30,6 @@ from prefect_environments.core.redact import redact
 from prefect_environments.core.site import Site
 from prefect_environments.core.steps import BuiltImage
 from prefect_environments.core.stores import ImageLocation
-from prefect_environments.core.versions import VersionStore
 
 LOOKS = 16
 """Environments whose registered image is looked for at once."""
@@ -64,9 +63,10 @@ async def build_environments(
     """
     if concurrency < 0:
         raise DefinitionError(f"concurrency is {concurrency}; give the number of environments in work at once, or 0")
-    shared = _shared_site(site, await ListedVersions.of(site.workspace.versions))
+    listed = await ListedVersions.of(site.workspace.versions)
+    shared = _shared_site(site, listed)
     in_work = asyncio.Semaphore(concurrency or 2 * (os.cpu_count() or 2))
-    fleet = _Fleet(shared, upgrade, builder, on_outcome, dict(created_by or {}), in_work)
+    fleet = _Fleet(shared, listed, upgrade, builder, on_outcome, dict(created_by or {}), in_work)
     return await fleet.build(definitions)
 
 
@@ -80,7 +80,7 @@ class _FleetSite(Site):
         return self.fleet_catalog
 
 
-def _shared_site(site: Site, versions: VersionStore) -> _FleetSite:
+def _shared_site(site: Site, versions: ListedVersions) -> _FleetSite:
     prefix = site.workspace.repository_prefix
     own = (f"{prefix}/", *(f"{prefix}-{kind}" for kind in ("layers", "wheels", "builds", "locks")))
     # a layout's repositories share their blobs as they are
@@ -94,6 +94,7 @@ def _shared_site(site: Site, versions: VersionStore) -> _FleetSite:
 @dataclass(slots=True)
 class _Fleet:
     site: _FleetSite
+    versions: ListedVersions
     upgrade: bool
     builder: Builder
     on_outcome: Callable[[FleetOutcome], None]
@@ -115,18 +116,32 @@ class _Fleet:
         owners: dict[str, EnvironmentDefinition] = {}
         for definition in definitions:
             owners.setdefault(slug(definition.name), definition)
-        # what extends another environment comes after those that it may stand on
+        await self._mark_used(owners.values())
         built: dict[str, FleetOutcome] = {}
-        for extends in (False, True):
-            wave = [definition for definition in owners.values() if bool(definition.extends) == extends]
+        for wave in _waves(owners):
             outcomes = await gather(self._outcome(self._made(definition), definition.name) for definition in wave)
             built |= {slug(outcome.name): outcome for outcome in outcomes}
-        return [
-            built[slug(definition.name)]
-            if definition == owners[slug(definition.name)]
-            else await self._outcome(_refused(definition.name, owners[slug(definition.name)].name), definition.name)
-            for definition in definitions
-        ]
+        told, results = set[str](), list[FleetOutcome]()
+        for definition in definitions:
+            place = slug(definition.name)
+            if definition != owners[place]:
+                refused = _refused(definition.name, owners[place].name)
+                results.append(await self._outcome(refused, definition.name))
+                continue
+            results.append(built[place])
+            if place in told:  # given twice: who counts outcomes counts on as many as were asked for
+                self.on_outcome(built[place])
+            told.add(place)
+        return results
+
+    async def _mark_used(self, definitions: Iterable[EnvironmentDefinition]) -> None:
+        """Mark the newest versions that are wanted as they are all together: one by one each would list them again."""
+        newest = [(one, await self.versions.newest(one.name)) for one in definitions if one.name in self.versions]
+        used = [found for one, found in newest if found and found.definition == one.model_dump(mode="json")]
+        try:
+            await self.versions.mark_all_used([] if self.upgrade else used)
+        except VersionError as error:
+            logger.warning("that %d environments are used could not be noted: %s", len(used), error)
 
     async def _made(self, definition: EnvironmentDefinition) -> FleetOutcome:
         return await self._found(definition) or await self._worked(definition)
@@ -219,6 +234,22 @@ class _Fleet:
         if self.builder is not _here or lock.base.of_dockerfile or named.startswith("oci:"):
             return False
         return ImageLocation.parse(lock.base.name).address != self.site.store.address
+
+
+def _waves(owners: Mapping[str, EnvironmentDefinition]) -> Iterator[list[EnvironmentDefinition]]:
+    """The definitions by slug, in the order in which they can be built: one that extends another one comes after it."""
+    left = dict(owners)
+    while left:
+        wave = [one for one in left.values() if not _waits(one, left)]
+        wave = wave or list(left.values())  # a circle: each of them says what it lacks
+        for one in wave:
+            del left[slug(one.name)]
+        yield wave
+
+
+def _waits(one: EnvironmentDefinition, left: Mapping[str, EnvironmentDefinition]) -> bool:
+    base = slug(one.base_version()[0]) if one.extends else ""
+    return base in left and base != slug(one.name)
 
 
 async def _refused(name: str, owner: str) -> FleetOutcome:

@@ -23,8 +23,9 @@ class _Turn:
 class Flights(Generic[_T]):
     """Things by key, each made once. A build is the inside of `turn()`; where it ends badly, others make the thing.
 
-    A build waits only for builds that began to ask before it, so that no two ever wait for each other: each sends
-    nothing before all that it needs is checked. Where that order does not allow to wait, a thing is made twice.
+    A build waits only for builds that began to ask before it, so that no two ever wait for each other: each
+    remembers its layers only when all that it needs is checked. Where that order does not allow to wait, a thing is
+    made twice.
     """
 
     def __init__(self) -> None:

@@ -22,7 +22,7 @@ from prefect_environments.core.formats.conda import read as read_conda
 from prefect_environments.core.formats.yaml_text import Table
 
 _V2 = ("$schema", "image", "build", "conda_file", "os_type", "inference_config")
-_COMMON = frozenset({"requirements", "environment", "conda", "conda_dependencies", "dockerfile", "pylock", "pyproject"})
+COMMON = frozenset({"requirements", "environment", "conda", "conda_dependencies", "dockerfile", "pylock", "pyproject"})
 """Names of files that say nothing of the environment: their folder's name does."""
 _OF_TOOLS = frozenset({"", "base", "project_environment"})
 """Names that conda and Azure ML give to what has none."""
@@ -69,32 +69,32 @@ def read_folder(folder: str | Path) -> Specifications:
 
 def _all(entries: list[Path]) -> Iterator[tuple[Path, str, Kind]]:
     """Path, name and reader of each specification."""
-    files = [path for path in entries if path.is_file() and _kind(path)]
+    files = [path for path in entries if path.is_file() and kind_of(path)]
     parts = {part for path in files for part in _named_in(path)}
     for path in files:
-        if path.resolve() not in parts and (kind := _kind(path)):
-            yield path, _stem(path), kind
+        if path.resolve() not in parts and (kind := kind_of(path)):
+            yield path, stem_of(path), kind
     for folder in (path for path in entries if path.is_dir() and path.resolve() not in parts):
-        if found := _in_folder(folder):
+        if found := in_folder(folder):
             yield found
 
 
-def _in_folder(folder: Path) -> tuple[Path, str, Kind] | None:
+def in_folder(folder: Path) -> tuple[Path, str, Kind] | None:
     """The specification that a folder is: of several files in it the one that names or uses the others."""
     if (folder / ENVIRONMENT).is_file():
         return folder, folder.name, _v1
     with suppress(OSError):
         files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith((".", "_"))]
-        kinds = {path: kind for path in files if (kind := _kind(path))}
+        kinds = {path: kind for path in files if (kind := kind_of(path))}
         for wanted in (_yaml_v2, _dockerfile, _pylock, _pyproject, _conda, _requirements):
             if found := [path for path, kind in kinds.items() if kind is wanted]:
-                path = next((path for path in found if _stem(path).lower() in _COMMON), found[0])
+                path = next((path for path in found if stem_of(path).lower() in COMMON), found[0])
                 kind = _context if wanted is _dockerfile else wanted
-                return path, folder.name if len(found) == 1 or _stem(path).lower() in _COMMON else _stem(path), kind
+                return path, folder.name if len(found) == 1 or stem_of(path).lower() in COMMON else stem_of(path), kind
     return None
 
 
-def _kind(path: Path) -> Kind | None:
+def kind_of(path: Path) -> Kind | None:
     """What reads a file, by its name and for YAML by its keys; `None` for one that is no specification."""
     name = path.name.lower()
     if name == "dockerfile" or name.startswith("dockerfile.") or path.suffix.lower() == ".dockerfile":
@@ -120,18 +120,18 @@ def _table(path: Path) -> Table:
 def _named_in(path: Path) -> set[Path]:
     """The files and folders that a specification names."""
     found: set[str] = set()
-    if _kind(path) is _yaml_v2:
+    if kind_of(path) is _yaml_v2:
         table = _table(path)
         build = table.get("build")
         named = [table.get("conda_file"), build.get("path") if isinstance(build, Table) else None]
         found |= {str(name) for name in named if isinstance(name, str)}
-    elif _kind(path) in (_requirements, _conda):
+    elif kind_of(path) in (_requirements, _conda):
         with suppress(OSError), path.open("rb") as file:
             found |= set(_NAMED.findall(file.read(_LOOK).decode("utf-8", "replace")))
     return {(path.parent / name).resolve() for name in found if name not in (".", "./") and "\0" not in name}
 
 
-def _stem(path: Path) -> str:
+def stem_of(path: Path) -> str:
     """`iris` of `iris.txt`, `Dockerfile.iris`, `iris.Dockerfile` and `pylock.iris.toml`."""
     name = path.name
     for prefix in ("dockerfile.", "pylock."):

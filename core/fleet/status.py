@@ -6,8 +6,7 @@ from typing import Literal
 
 from prefect_environments.core import steps
 from prefect_environments.core.concurrency import gather
-from prefect_environments.core.definition import EnvironmentDefinition
-from prefect_environments.core.errors import DefinitionError, PrefectEnvironmentsError, RegistryError, SecretError
+from prefect_environments.core.errors import DefinitionError, RegistryError, SecretError
 from prefect_environments.core.fleet.outcome import ImageStatus
 from prefect_environments.core.site import Site
 from prefect_environments.core.versions import VersionRecord
@@ -31,23 +30,28 @@ async def check_images(site: Site, records: Sequence[VersionRecord]) -> list[Ima
 
 
 async def _look(site: Site, record: VersionRecord) -> ImageStatus:
+    if not _stays_where_it_is(record):  # as most: nothing of the definition is needed, and a thousand take a second
+        digest = record.reference.rpartition("@")[2]
+        there = await site.repository(record.name).find_manifest(digest) is not None
+        return _told(record, "there") if there else _missing(record)
     try:
         there = await steps.has_image(site, record)
     except (RegistryError, SecretError, DefinitionError) as error:
-        if not isinstance(error, DefinitionError) and not _elsewhere(record):
-            raise
         return _told(record, "unknown", str(error))
-    if there:
-        return _told(record, "there")
-    return _told(record, "missing", "the registry no longer has the image; build_environments builds it again")
+    return _told(record, "there") if there else _missing(record)
 
 
 def _told(record: VersionRecord, state: Literal["there", "missing", "unknown"], reason: str = "") -> ImageStatus:
     return ImageStatus(name=record.name, version=record.version, reference=record.reference, state=state, reason=reason)
 
 
-def _elsewhere(record: VersionRecord) -> bool:
-    try:
-        return EnvironmentDefinition(**record.definition).stays_where_it_is
-    except PrefectEnvironmentsError:
-        return False
+def _missing(record: VersionRecord) -> ImageStatus:
+    return _told(record, "missing", "the registry no longer has the image; build_environments builds it again")
+
+
+def _stays_where_it_is(record: VersionRecord) -> bool:
+    """As `EnvironmentDefinition.stays_where_it_is`, of what is stored."""
+    stored = record.definition
+    return bool(stored.get("user_managed")) and not any(
+        stored.get(key) for key in ("mirror", "dockerfile", "build_context")
+    )

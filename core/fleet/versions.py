@@ -1,12 +1,15 @@
 """A workspace whose versions are listed once, instead of being asked for by every environment."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 from prefect_environments.core.names import slug
 from prefect_environments.core.registry_settings import RegistrySettings
 from prefect_environments.core.secrets import SecretStore
-from prefect_environments.core.versions import VersionRecord, VersionStore
+from prefect_environments.core.shelf import Book
+from prefect_environments.core.versions import VersionRecord, VersionStore, last_used
 from prefect_environments.core.workspace import BuildsElsewhere, HasFeeds, KnowsVaults, Workspace
 
 if TYPE_CHECKING:
@@ -15,40 +18,93 @@ if TYPE_CHECKING:
 
 
 class ListedVersions:
-    """A `VersionStore` that knows the newest versions as they were listed, and those that it registered since.
+    """A `VersionStore` that knows the versions as they were listed, and those that it registered since.
 
     What others register meanwhile is seen when a version is registered: its store hands out the number. All that is
     not told here is the store's own.
     """
 
     @classmethod
-    async def of(cls, store: VersionStore) -> VersionStore:
+    async def of(cls, store: VersionStore) -> "ListedVersions":
         """List the versions of `store` once."""
-        return cast("VersionStore", cls(store, await store.names(archived=True)))
+        return cls(store, await store.books())
 
-    def __init__(self, store: VersionStore, listed: Sequence[VersionRecord]) -> None:
+    def __init__(self, store: VersionStore, books: Mapping[str, Book]) -> None:
         self._store = store
-        self._newest = {slug(record.name): record for record in listed}
+        self._since: dict[str, list[VersionRecord]] = defaultdict(list)
+        self._loaded: dict[tuple[str, int], VersionRecord] = {}
+        self._take(books)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
+    def __contains__(self, name: str) -> bool:
+        """Whether it was listed under just this name."""
+        return name in self._books
+
+    @property
+    def workspace(self) -> str:
+        return self._store.workspace
+
     async def newest(self, name: str) -> VersionRecord | None:
-        found = self._newest.get(slug(name))
-        if found is not None and found.name != name:
-            return await self._store.newest(name)  # which says that the name is taken
-        return found
+        if since := self._since.get(name):
+            return since[-1]
+        if self._is_unknown(name):
+            return await self._store.newest(name)  # which may say that the name is taken
+        living = self._living.get(name)
+        return self._record(name, living[-1]) if living else None
+
+    async def versions(self, name: str, *, pruned: bool = False) -> list[VersionRecord]:
+        if pruned or self._is_unknown(name):
+            return await self._store.versions(name, pruned=pruned)
+        return [*(self._record(name, number) for number in self._living.get(name, ())), *self._since.get(name, [])]
+
+    async def find(self, name: str, *, definition_hash: str) -> VersionRecord | None:
+        found = [record for record in await self.versions(name) if record.definition_hash == definition_hash]
+        return found[-1] if found and definition_hash else None
 
     async def get(self, name: str, version: int) -> VersionRecord:
-        found = self._newest.get(slug(name))
-        if found is not None and (found.name, found.version) == (name, version):
-            return found
-        return await self._store.get(name, version)
+        if version in self._living.get(name, ()):
+            return self._record(name, version)
+        since = [record for record in self._since.get(name, []) if record.version == version]
+        return since[0] if since else await self._store.get(name, version)
 
     async def register(self, draft: VersionRecord) -> VersionRecord:
         record = await self._store.register(draft)
-        self._newest[slug(record.name)] = record
+        known = self._living.get(record.name, ())
+        if record.version not in (*known, *(one.version for one in self._since[record.name])):
+            self._since[record.name].append(record)
         return record
+
+    async def mark_used(self, record: VersionRecord) -> bool:
+        """As the store does it; without asking it where the listing shows a mark of today: who prunes saw that too."""
+        if self._is_marked(record):
+            return False
+        return await self._store.mark_used(record)
+
+    async def mark_all_used(self, records: Sequence[VersionRecord]) -> Mapping[str, Book]:
+        """As the store does it, and only what has no mark of today."""
+        if wanted := [record for record in records if not self._is_marked(record)]:
+            self._take(await self._store.mark_all_used(wanted))
+        return self._books
+
+    def _take(self, books: Mapping[str, Book]) -> None:
+        self._books = books
+        self._living = {name: book.living for name, book in books.items()}
+        self._slugs = {slug(name) for name in books}
+
+    def _is_unknown(self, name: str) -> bool:
+        """Whether another name owns the slug, which the store says best."""
+        return name not in self._books and slug(name) in self._slugs
+
+    def _record(self, name: str, number: int) -> VersionRecord:
+        if (name, number) not in self._loaded:
+            self._loaded[name, number] = self._books[name].load(number)
+        return self._loaded[name, number]
+
+    def _is_marked(self, record: VersionRecord) -> bool:
+        known = record.version in self._living.get(record.name, ())
+        return known and last_used(self._books[record.name], record) >= datetime.now(UTC).date()
 
 
 class ListedWorkspace:

@@ -21,6 +21,7 @@ from prefect_environments.core.jobs.log import JobLog
 from prefect_environments.core.jobs.source import check_source, stage
 from prefect_environments.core.jobs.variables import resolved
 from prefect_environments.core.lock.model import Lock, LockedBase
+from prefect_environments.core.prune.use import marked_as_used
 from prefect_environments.core.ready import ReadyImage
 from prefect_environments.core.resolving import as_it_is
 from prefect_environments.core.site import Site, open_site
@@ -119,7 +120,8 @@ async def run_job(
             place.mkdir(parents=True, exist_ok=True)
             request = JobRequest(name, config, record, lock, folder, source, place, variables, channel=channel)
             seconds = {"prepare": time.monotonic() - started}
-            ended = await runner.run(request, log)
+            async with marked_as_used(site.workspace, record):  # a prune leaves alone what is in use
+                ended = await runner.run(request, log)
         result = _result(request, runner.target, ended, {**seconds, **ended.seconds})
     finally:
         for folder in (place, place.parent):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from prefect_environments.core.lock.model import Lock, LockedBase
+from prefect_environments.core.lock.model import Lock, LockedBase, LockedPackage
 from prefect_environments.core.lock.target import Target
 
 
@@ -35,7 +35,11 @@ class ResolveRequest:
     allow_source_builds: bool = False
     """Build pure-Python sources into wheels on this machine, which runs their code."""
     exclude_newer: str | None = None
-    """Only files uploaded before this date or RFC 3339 time."""
+    """Only files uploaded before this date or RFC 3339 time; see `core.lock.age`."""
+    allow_undated: bool = False
+    """With `exclude_newer`: files of which an index tells no upload time are taken, too."""
+    settled: tuple[LockedPackage, ...] = ()
+    """With `exclude_newer`: packages that stay at their version, whatever their age."""
     with_pip: bool = True
     """The environment gets pip also where nothing asks for it; not where conda brings it."""
     pylock: str = ""

@@ -22,6 +22,7 @@ without being seen in the definition.
 **Preferences.** The previous lock is given as uv's existing output file, whose versions uv keeps where it can.
 """
 
+import logging
 import os
 import re
 import sys
@@ -37,10 +38,10 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from uv import find_uv_bin
 
-from prefect_environments.core.errors import NoFittingWheel, ResolveError
+from prefect_environments.core.errors import NoFittingWheel, ResolveError, UndatedPackages
 from prefect_environments.core.files import storage, temporary_folder
 from prefect_environments.core.formats import pylock as given
-from prefect_environments.core.lock import process, pylock, sizes, source_builds, urls, uv_environment, wheels
+from prefect_environments.core.lock import age, process, pylock, sizes, source_builds, urls, uv_environment, wheels
 from prefect_environments.core.lock.model import Lock, LockedPackage
 from prefect_environments.core.lock.resolver import ResolveRequest
 from prefect_environments.core.lock.target import ARCHITECTURES, Target
@@ -56,6 +57,8 @@ _REFUSED = re.compile(r"40[13] (?:Unauthorized|Forbidden)")
 _UNREACHED = re.compile(r"[Ff]ailed to fetch|Request failed after|error sending request|[Gg]it operation failed")
 _NO_WHEEL = re.compile(r"has no (?:usable wheels|(?:compatible )?wheels with a matching)")
 _NOISE = re.compile(r"^warning: The requested Python version .* is not available;.*\n?", re.MULTILINE)
+logger = logging.getLogger(__name__)
+
 _OUTPUT = "pylock.resolved.toml"  # uv takes no name with another dot in it
 
 
@@ -115,11 +118,30 @@ class UvResolver:
         _write_inputs(request, lines, folder)
         if not request.allow_source_builds:
             env = uv_environment.without_builds(env, folder)
-        arguments = [self._path(), *_arguments(request, self._index_strategy)]
-        done = await process.run(arguments, env=env, cwd=folder, seconds=self._timeout)
+        done, undated = await self._run(request, env, folder)
         if done.status:
-            raise _explained(request, _NOISE.sub("", done.stderr).strip())
+            said = _NOISE.sub("", done.stderr).strip()
+            raise _too_young(request, said, undated) or _explained(request, said)
+        if undated:
+            taken = "taken" if request.allow_undated else "left out"
+            logger.warning("a package index tells no upload times of files of %s: %s", ", ".join(undated), taken)
         return pylock.read((folder / _OUTPUT).read_text("utf-8"), folder)
+
+    async def _run(
+        self, request: ResolveRequest, env: dict[str, str], folder: Path
+    ) -> tuple[process.Finished, dict[str, str]]:
+        """What uv says, and a file of each package that an index tells no upload time of. Where those are allowed, it
+        is asked again without the limit for them: what they need may be such a package, too."""
+        undated: dict[str, str] = {}
+        while True:
+            arguments = [self._path(), *_arguments(request, self._index_strategy)]
+            arguments += age.uv_options(request.exclude_newer, request.settled, undated)
+            done = await process.run(arguments, env=env, cwd=folder, seconds=self._timeout)
+            found = age.undated(done.stderr) if request.exclude_newer else {}
+            new = found.keys() - undated.keys()
+            undated |= {name: found[name] for name in new}
+            if not (new and request.allow_undated):
+                return done, undated
 
     async def _build(
         self,
@@ -170,25 +192,26 @@ def uv_platform(target: Target) -> str:
 
 
 def _arguments(request: ResolveRequest, index_strategy: str) -> list[str]:
-    arguments = ["pip", "compile", "requirements.in", "--format", "pylock.toml", "--output-file", _OUTPUT, "--quiet"]
+    arguments = ["pip", "compile", "requirements.in", "--format", "pylock.toml", "--output-file", _OUTPUT]
     arguments += ["--no-config", "--no-sources", "--no-header", "--no-annotate", "--color", "never"]
     arguments += ["--python-version", request.target.python, "--python-platform", uv_platform(request.target)]
     arguments += uv_environment.index_options(request, index_strategy)
     if not request.allow_source_builds or source_builds.host_has(request.target):
         arguments += ["--python", sys.executable]  # spares uv the search for one of the target's version
-    if request.constraints:
+    if request.constraints or request.settled:
         arguments += ["--constraints", "constraints.in"]
     if request.pre:
         arguments += ["--prerelease", "allow"]
     for name in request.only_binary:
         arguments += ["--only-binary", name]
-    if request.exclude_newer:
-        arguments += ["--exclude-newer", request.exclude_newer]
+    if not request.exclude_newer:  # else its warnings count
+        arguments.append("--quiet")
     return arguments
 
 
 def _write_inputs(request: ResolveRequest, lines: tuple[str, ...], folder: Path) -> None:
     packages, constraints = lines[: len(request.packages)], lines[len(request.packages) :]
+    constraints = (*constraints, *age.constraints(request.settled))
     if request.with_pip and "pip" not in {requirement_name(line) for line in packages}:
         packages = (*packages, "pip")  # an environment has pip in it, as a venv or conda's does
     (folder / "requirements.in").write_text("".join(f"{line}\n" for line in packages), "utf-8")
@@ -268,6 +291,24 @@ def _shared_hosts(request: ResolveRequest) -> str:
         f" Feeds on {', '.join(several)} have different ones: where their files are not below the feed's own address, "
         "give all of them one token that may read them all"
     )
+
+
+def _too_young(request: ResolveRequest, stderr: str, undated: Mapping[str, str]) -> ResolveError | None:
+    """The error where the age limit is why there is no answer."""
+    if undated and not request.allow_undated:
+        files = ", ".join(list(undated.values())[:5])
+        return UndatedPackages(
+            f"a package index tells no upload times (of {files}{' and more' if len(undated) > 5 else ''}), so it is "
+            f"not known which of its files are from before {request.exclude_newer}, and none is taken. Allow undated "
+            f"packages, resolve without an age limit, or use an index that tells them (PEP 700)\n{stderr}"
+        )
+    if request.exclude_newer and "`exclude-newer`" in stderr:
+        return ResolveError(
+            f"no set of packages from before {request.exclude_newer} satisfies {len(request.packages)} requirements "
+            f"for {wheels.describe(request.target)}: what is asked for is younger. Wait, or resolve without the age "
+            f"limit\n{stderr}"
+        )
+    return None
 
 
 def _explained(request: ResolveRequest, stderr: str) -> ResolveError:

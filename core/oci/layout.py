@@ -7,9 +7,11 @@ shared. Everything appears whole or not at all, and two processes may write at t
 import asyncio
 import os
 import shutil
+import stat
+import time
 import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ from prefect_environments.core.oci.image import load_object
 from prefect_environments.core.oci.repository import MANIFEST_LIMIT, Manifest, Traffic
 
 REF_NAME = "org.opencontainers.image.ref.name"
+GRACE = 24 * 3600.0
+"""Seconds for which a blob stays that nothing leads to yet, counted from when it was last written or asked for."""
+_TOUCH = 3600.0  # seconds between two such notes: each is a write to the disk
 _CHUNK = 1024 * 1024
 _INDEX_LIMIT = 256 * 1024 * 1024
 
@@ -47,9 +52,71 @@ class Layout:
         return self.folder / "blobs" / digest.partition(":")[0] / digests.hex_of(digest)
 
     def has(self, blob: Descriptor) -> bool:
-        """Whether a blob is there in its whole length; its bytes are verified when they are read."""
-        path = self.blob_path(blob.digest)
-        return path.is_file() and path.stat().st_size == blob.size
+        """Whether a blob is there in its whole length; its bytes are verified when they are read.
+
+        It stays for at least `GRACE`, so that who asks can go on to write a manifest that names it.
+        """
+        found = self._keep_alive(self.blob_path(blob.digest))
+        return found is not None and found.st_size == blob.size
+
+    def _keep_alive(self, path: Path) -> os.stat_result | None:
+        """A blob's file, young again if it has not been looked at for a while; `None` where there is none."""
+        try:
+            found = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if time.time() - found.st_mtime > _TOUCH:
+            try:
+                os.utime(path)
+            except FileNotFoundError:
+                return None  # collected just now
+            except OSError:
+                pass  # a layout that we may only read is nobody's to collect
+        return found if stat.S_ISREG(found.st_mode) else None
+
+    def collect(self, *, keep: Collection[str] = (), older_than: float = GRACE) -> int:
+        """Remove the blobs that no manifest in `index.json`, and none of the digests in `keep`, leads to; gives the
+        bytes. Blobs that were written or asked for in the last `older_than` seconds stay (at least two hours)."""
+        if not self.folder.is_dir():
+            return 0
+        before, freed = time.time() - max(older_than, 2 * _TOUCH), 0
+        with files.storage("collecting blobs", self.folder), files.locked(self.scratch / "collect.lock"):
+            reached = self._reached(keep)
+            for path in sorted((self.folder / "blobs").glob("*/*")):
+                if f"{path.parent.name}:{path.name}" not in reached:
+                    freed += self._collect(path, before)
+        return freed
+
+    def _collect(self, path: Path, before: float) -> int:
+        """Remove one blob, unless somebody looks at it in this very moment: a manifest is put under the same lock."""
+        with files.locked(self.folder / ".lock"), suppress(FileNotFoundError):
+            if path.stat().st_mtime >= before:
+                return 0
+            aside = self.scratch / f"collected-{path.name}"
+            path.rename(aside)  # from here on `has` says no; who touched it just before counts
+            found = aside.stat()
+            if found.st_mtime >= before:
+                aside.rename(path)
+                return 0
+            aside.unlink()
+            return found.st_size
+        return 0
+
+    def _reached(self, keep: Collection[str]) -> set[str]:
+        waiting = [*keep, *(Descriptor.from_json(entry).digest for entry in self.entries())]
+        reached: set[str] = set()
+        while waiting:
+            digest = waiting.pop()
+            path = self.blob_path(digest)
+            if digest in reached:
+                continue
+            try:
+                content = path.read_bytes() if path.stat().st_size <= MANIFEST_LIMIT else b"{}"
+            except FileNotFoundError:
+                continue  # deleted just now; who puts it again looks at its parts again
+            reached |= {digest, *(blob.digest for blob in _parts(content, "config", "layers", "blobs"))}
+            waiting += [item.digest for item in _parts(content, "manifests")]
+        return reached
 
     def create(self) -> None:
         """Make the folder a layout if it is none yet; a folder with other things in it is refused."""
@@ -81,7 +148,12 @@ class Layout:
         """Put an entry into `index.json`, in place of an older one of the same name."""
         self.create()
         with files.storage("writing an image layout", self.folder), files.locked(self.folder / ".lock"):
-            self._write_index([*(item for item in self.entries() if not _replaces(entry, item)), entry])
+            before = self.entries()
+            kept = [item for item in before if not _replaces(entry, item)]
+            listed = {item.get("digest") for item in (*kept, entry)}
+            # a manifest that loses its last name stays under its digest, as in a registry
+            bare = [_without_name(item) for item in before if item.get("digest") not in listed]
+            self._write_index([*kept, *bare, entry])
 
     def remove_entries(self, doomed: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
         """Take the entries that are `doomed` out of `index.json`; gives them."""
@@ -130,7 +202,7 @@ class LayoutRepository:
 
     async def put_manifest(self, content: bytes, media_type: str, *, tag: str | None = None) -> Descriptor:
         found = Descriptor(media_type, digests.of(content), len(content))
-        self._check_parts(content)
+        await asyncio.to_thread(self._check_parts, content)
         await self.write_blob(found, content)
         entry = Descriptor(
             media_type,
@@ -163,14 +235,13 @@ class LayoutRepository:
         entry = await asyncio.to_thread(self._tagged, tag)
         if entry is None:
             return False
-        bare = {**entry, "annotations": {k: v for k, v in entry["annotations"].items() if k != REF_NAME}}
-        if not bare["annotations"]:
-            del bare["annotations"]
-        await asyncio.to_thread(self.layout.add_entry, bare)  # first, so that the manifest is always listed
+        await asyncio.to_thread(
+            self.layout.add_entry, _without_name(entry)
+        )  # first, so that the manifest is always listed
         return bool(await asyncio.to_thread(self.layout.remove_entries, lambda item: item == entry))
 
     async def has_blob(self, digest: str) -> bool:
-        return self.layout.blob_path(digest).is_file()
+        return self.layout._keep_alive(self.layout.blob_path(digest)) is not None
 
     async def read_blob(self, descriptor: Descriptor) -> AsyncIterator[bytes]:
         path = self.layout.blob_path(descriptor.digest)
@@ -243,12 +314,16 @@ class LayoutRepository:
         return Manifest(content, _describe(content))
 
     def _check_parts(self, content: bytes) -> None:
-        for blob in _parts(content, "config", "layers", "manifests"):
-            if not self.layout.has(blob):
-                raise NotFound(
-                    f"{self.name} has no blob {blob.digest} of {blob.size} bytes, so the manifest that names it is not "
-                    "stored"
-                )
+        parts = _parts(content, "config", "layers", "manifests")
+        if parts:
+            self.layout.create()
+        with files.locked(self.layout.folder / ".lock") if parts else nullcontext():
+            missing = [blob for blob in parts if not self.layout.has(blob)]
+        if missing:
+            raise NotFound(
+                f"{self.name} has no blob {missing[0].digest} of {missing[0].size} bytes, so the manifest that names "
+                "it is not stored"
+            )
 
     def _write(self, descriptor: Descriptor, content: Path | bytes) -> bool:
         final = self.layout.blob_path(descriptor.digest)
@@ -273,6 +348,7 @@ class LayoutRepository:
         try:
             self.layout.scratch.mkdir(parents=True, exist_ok=True)
             os.link(source.resolve(), linked)  # the same file system: nothing is copied
+            os.utime(linked)  # it is new here, however old the file is
             linked.replace(final)
         except OSError:
             linked.unlink(missing_ok=True)
@@ -324,6 +400,12 @@ def _ref_name(entry: dict[str, Any]) -> str | None:
     annotations = entry.get("annotations")
     name = annotations.get(REF_NAME) if isinstance(annotations, dict) else None
     return name if isinstance(name, str) else None
+
+
+def _without_name(entry: dict[str, Any]) -> dict[str, Any]:
+    notes = {key: value for key, value in entry["annotations"].items() if key != REF_NAME}
+    bare = {key: value for key, value in entry.items() if key != "annotations"}
+    return {**bare, "annotations": notes} if notes else bare
 
 
 def _replaces(new: dict[str, Any], old: dict[str, Any]) -> bool:

@@ -64,7 +64,7 @@ def test_a_run_shows_what_it_did(base_layout: BaseLayout, wheels: Path, remote: 
     (result,) = run.artifacts("markdown")
     table = str(result.data)
     assert result.key == f"environment-{definition.name}"
-    assert f"`{ready.reference}`" in table
+    assert f"\n{ready.reference}\n" in table
     for line in ("| Packages | 4 |", "| Layers | 6 new, 0 reused |", "| spam 1.0 | 3.5 kB | new |", "resolve"):
         assert line in table
     text = run.messages(f"{definition.name} version 1 built: {ready.reference}")

@@ -19,17 +19,18 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempoten
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.deployments import arun_deployment
 from prefect.events import Event
-from prefect.states import Crashed, Running
+from prefect.states import Crashed, Pending, Running
 from prefect.types._datetime import now
 
 from prefect_environments import ContainerRegistry, Workspace
-from prefect_environments.core import loop
-from prefect_environments.core.errors import DefinitionError, RegistryUnreachable
+from prefect_environments.core import loop, steps
+from prefect_environments.core.errors import BuildError, DefinitionError, RegistryUnreachable
 from prefect_environments.core.fleet.outcome import FleetOutcome
 from prefect_environments.core.site import open_site
+from prefect_environments.core.versions import VersionRecord
 from prefect_environments.flows import build_environments
 from prefect_environments.tasks import check_images
-from prefect_environments.tasks.dispatch import Runs, open_dispatcher
+from prefect_environments.tasks.dispatch import Dispatcher, Runs, open_dispatcher
 from tests.flows.parts import DEPLOYMENT, Run, define, unique
 from tests.images.parts import requests_of
 from tests.support.base import BaseLayout
@@ -129,6 +130,23 @@ def test_an_upgrade_resolves_all_that_is_registered(base_layout: BaseLayout, whe
     one = define(base_layout, wheels, "spam")
     build_environments(local, [one])
     assert statuses(build_environments(local, upgrade=True)) == {one.name: "reused"}
+
+
+def test_a_version_that_cannot_be_read_stops_no_other(base_layout: BaseLayout, wheels: Path, local: Workspace) -> None:
+    """A definition that a later release wrote: a failure with its reason, for what is lost and for an upgrade."""
+    one, odd = define(base_layout, wheels, "spam"), unique("odd")
+    build_environments(local, [one])
+    reference = f"registry.example.com/{odd}@sha256:{'0' * 64}"
+    loop.run(
+        local.versions.register(
+            VersionRecord(local.name, odd, 0, reference, definition={"name": odd, "of_another_release": 1})
+        )
+    )
+    lose_image(local, one.name)
+    for upgrade, expected in ((False, "1 built, 1 failed. "), (True, "1 reused, 1 failed. ")):
+        state = build_environments(local, upgrade=upgrade, return_state=True)
+        assert str(state.message).startswith(expected)
+        assert f"{odd}: the definition of version 1 cannot be read" in str(state.message)
 
 
 def test_a_registry_that_is_down_has_lost_no_image(base_layout: BaseLayout, wheels: Path, local: Workspace) -> None:
@@ -247,6 +265,98 @@ async def test_a_run_whose_heartbeats_stopped_is_set_to_crashed(prefect_server: 
     assert state.is_crashed()
     assert "no heartbeat for 1" in str(state.message)
     assert Run(dead.id).run.state_type == StateType.CRASHED
+
+
+async def test_a_run_that_its_worker_took_and_never_started_is_set_to_crashed(prefect_server: str) -> None:
+    """A worker that is killed between the two leaves it Pending for ever, as no other worker takes it."""
+
+    @flow(name="taken")
+    def taken() -> None: ...
+
+    async with get_client() as client:
+        lost = await client.create_flow_run(taken, state=Pending())
+        runs = Runs(client, glance=0.1)
+        watch = asyncio.ensure_future(runs.watch())
+        waiting = asyncio.ensure_future(runs.end_of(lost.id))
+        await asyncio.sleep(1)
+        assert not waiting.done()  # a worker may take its time
+        runs.pending = 0.5
+        async with asyncio.timeout(60):
+            state = await waiting
+        watch.cancel()
+    assert state.is_crashed()
+    assert "not started" in str(state.message)
+
+
+async def test_nobody_waits_for_a_run_that_was_deleted(prefect_server: str) -> None:
+    """Nor does what one look at the runs meets, such as a page that a proxy answered, end the looking."""
+
+    @flow(name="deleted")
+    def deleted() -> None: ...
+
+    class Odd(Runs):
+        async def open_ones(self) -> list[FlowRun]:
+            looks.append(1)
+            if len(looks) == 1:
+                raise ValueError("a web page in place of JSON")
+            return await super().open_ones()
+
+    looks: list[int] = []
+    async with get_client() as client:
+        gone = await client.create_flow_run(deleted, state=Running())
+        runs = Odd(client, glance=0.2)
+        watch = asyncio.ensure_future(runs.watch())
+        waiting = asyncio.ensure_future(runs.end_of(gone.id))
+        while len(looks) < 3:  # noqa: ASYNC110 - what another task does
+            await asyncio.sleep(0.05)
+        assert not waiting.done()
+        await client.delete_flow_run(gone.id)
+        async with asyncio.timeout(60):
+            with pytest.raises(BuildError, match="was deleted"):
+                await waiting
+        watch.cancel()
+
+
+async def run_of(dispatcher: Dispatcher, mark: str) -> None:
+    """Wait until a dispatcher waits for a run that the one with this mark made."""
+    while not [run for run in await dispatcher.runs.open_ones() if mark in run.tags]:  # noqa: ASYNC110 - the API tells
+        await asyncio.sleep(0.1)
+
+
+async def test_who_is_cancelled_cancels_for_itself_only(
+    base_layout: BaseLayout, wheels: Path, saved: Workspace
+) -> None:
+    """Two wait for one run; when the one that made it is cancelled, the other has it built by a run of its own."""
+    pool, definition = unique("pool"), define(base_layout, wheels)
+    async with get_client() as client:
+        await client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+    async with open_site(saved) as site, open_dispatcher(pool, saved) as first, open_dispatcher(pool, saved) as second:
+        lock = await steps.resolve(site, definition)
+        one = asyncio.ensure_future(first(site, definition, lock))
+        async with asyncio.timeout(120):
+            await run_of(first, first.mark)
+            two = asyncio.ensure_future(second(site, definition, lock))
+            await run_of(second, first.mark)
+            await first.cancel()
+            with pytest.raises(BuildError, match="is Cancel"):
+                await one
+            await run_of(second, second.mark)
+        two.cancel()
+        await second.cancel()
+
+
+async def test_a_deployment_of_somebody_else_is_not_written_over(prefect_server: str, remote: Workspace) -> None:
+    """One that has the name of the pool, and another entrypoint, stays as it is."""
+    pool = unique("pool")
+    await asyncio.to_thread(lambda: (remote.registry.save(unique("registry")), remote.save(unique("workspace"))))
+    async with get_client() as client:
+        await client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+        flow_id = await client.create_flow_from_name("build-environment")
+        await client.create_deployment(flow_id, pool, work_pool_name=pool, entrypoint="own/flows.py:build")
+        with pytest.raises(DefinitionError, match="somebody's own"):
+            async with open_dispatcher(pool, remote):
+                pass
+        assert (await client.read_deployment_by_name(f"build-environment/{pool}")).entrypoint == "own/flows.py:build"
 
 
 def test_a_deployment_that_is_not_there_is_refused_before_any_work(

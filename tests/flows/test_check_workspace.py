@@ -174,7 +174,7 @@ def test_the_flow_of_a_folder_completes_and_the_task_fits_other_flows(local: Wor
     assert check_workspace(local, return_state=True).is_completed()
 
 
-def test_the_form_asks_for_a_saved_workspace_alone() -> None:
+def test_the_form_asks_for_a_saved_workspace_first() -> None:
     schema: dict[str, Any] = check_workspace.parameters.model_dump()
-    assert list(schema["properties"]) == ["workspace"]
+    assert list(schema["properties"]) == ["workspace", "deleting"]
     assert schema["properties"]["workspace"]["description"] == "The workspace to look at."

@@ -18,6 +18,7 @@ PARTS = {
     "htpasswd": "apache2-utils",
     "mmdebstrap": "mmdebstrap",
     "mpirun": "openmpi-bin",
+    "pg_createcluster": "postgresql",
     "pigz": "pigz",
     "igzip": "isal",
     "skopeo": "skopeo",

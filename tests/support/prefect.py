@@ -22,24 +22,34 @@ def start_server(session: Session) -> dict[str, str]:
     home = session.folder / "prefect-server"
     home.mkdir()
     shutil.copy(_migrated_database(home), home / "prefect.db")
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+    port = free_port()
+    start_server_on(session, f"sqlite+aiosqlite:///{home / 'prefect.db'}", port, home)
+    return {"url": f"http://127.0.0.1:{port}/api"}
+
+
+def start_server_on(session: Session, database: str, port: int, home: Path) -> int:
+    """Start a server on a database, which it migrates if that is empty; gives its process."""
     url = f"http://127.0.0.1:{port}/api"
-    log = session.log("prefect-server.log")
+    log = session.log(f"{home.name}.log")
     process = session.spawn(
         *(sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"),
         *("--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"),
         log=log.name,
-        env={**_QUIET, **_at(home), "PREFECT_SERVER_UI_API_URL": url},
+        env={**_QUIET, **_at(home, database), "PREFECT_SERVER_UI_API_URL": url},
     )
     wait_for("the Prefect server", lambda: _healthy(url), process=process, log=log)
-    return {"url": url}
+    return process.pid
 
 
-def _at(home: Path, database: str = "prefect.db") -> dict[str, str]:
-    connection = f"sqlite+aiosqlite:///{home / database}"
-    return {"PREFECT_HOME": str(home), "PREFECT_SERVER_DATABASE_CONNECTION_URL": connection}
+def free_port() -> int:
+    """A port of this machine that nobody listens on just now."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def _at(home: Path, database: str) -> dict[str, str]:
+    return {"PREFECT_HOME": str(home), "PREFECT_SERVER_DATABASE_CONNECTION_URL": database}
 
 
 def _migrated_database(home: Path) -> Path:
@@ -48,7 +58,7 @@ def _migrated_database(home: Path) -> Path:
     with locked(ready.with_suffix(".lock")):
         if not ready.exists():
             upgrade = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"]
-            environment = {**os.environ, **_QUIET, **_at(home, "new.db")}
+            environment = {**os.environ, **_QUIET, **_at(home, f"sqlite+aiosqlite:///{home / 'new.db'}")}
             subprocess.run(upgrade, check=True, capture_output=True, env=environment)
             shutil.copy(home / "new.db", ready.with_suffix(".new"))
             ready.with_suffix(".new").rename(ready)

@@ -1,4 +1,4 @@
-"""Wheels and sdists made in tests, and a small package index (PEP 503) that serves a folder of them.
+"""Wheels and sdists made in tests, and a small package index (PEP 503, PEP 700) that serves a folder of them.
 
 Equal arguments give equal bytes. An sdist carries its own build backend, so that building one needs no network."""
 
@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import html
 import io
+import json
 import re
 import tarfile
 import threading
@@ -200,10 +201,30 @@ def _project_page(folder: Path, project: str, query: str) -> str:
     return "<!DOCTYPE html><html><body>" + "\n".join(links) + "</body></html>" if links else ""
 
 
+def _project_json(folder: Path, project: str, uploaded: Mapping[str, str]) -> str:
+    files = []
+    for file in sorted(folder.iterdir()):
+        if file.suffix == ".whl" and file.name.split("-")[0] == _escaped(project):
+            content = file.read_bytes()
+            entry = {"filename": file.name, "url": f"../../files/{file.name}", "size": len(content)}
+            time = {"upload-time": uploaded[file.name]} if file.name in uploaded else {}
+            files.append({**entry, **time, "hashes": {"sha256": hashlib.sha256(content).hexdigest()}})
+    versions = sorted({str(entry["filename"]).split("-")[1] for entry in files})
+    page = {"meta": {"api-version": "1.1"}, "name": project, "versions": versions, "files": files}
+    return json.dumps(page) if files else ""
+
+
 @contextmanager
-def serve_index(folder: Path, *, auth: tuple[str, str] | None = None, query: str = "") -> Iterator[Index]:
+def serve_index(
+    folder: Path,
+    *,
+    auth: tuple[str, str] | None = None,
+    query: str = "",
+    uploaded: Mapping[str, str] | None = None,
+) -> Iterator[Index]:
     """Serve the wheels and sdists of `folder` as it is at each request, on 127.0.0.1; `auth` is a user and password
-    that every request must carry, `query` (such as `?sig=1`) is added to each file's address."""
+    that every request must carry, `query` (such as `?sig=1`) is added to each file's address. With `uploaded`, times
+    (RFC 3339) by file name as they are at each request, it serves wheels by PEP 700's JSON."""
     wanted = "Basic " + base64.b64encode(":".join(auth).encode()).decode() if auth else None
     index = Index("")
 
@@ -222,7 +243,11 @@ def serve_index(folder: Path, *, auth: tuple[str, str] | None = None, query: str
                 return
             index.requests.append(path)
             kind, _, rest = path.strip("/").partition("/")
-            if kind == "simple" and rest:
+            if kind == "simple" and rest and uploaded is not None:
+                page = _project_json(folder, rest.strip("/"), uploaded)
+                media_type = "application/vnd.pypi.simple.v1+json"
+                self._send(200 if page else 404, page.encode(), media_type, body=body)
+            elif kind == "simple" and rest:
                 page = _project_page(folder, rest.strip("/"), query)
                 self._send(200 if page else 404, page.encode(), "text/html", body=body)
             elif kind == "files" and (folder / Path(rest).name).is_file():

@@ -43,6 +43,8 @@ class CondaRequest:
     """User and password by host, `host:port` or URL prefix."""
     exclude_newer: str | None = None
     """Only packages built until this date (UTC, the whole day) or RFC 3339 time."""
+    allow_undated: bool = False
+    """With `exclude_newer`: packages of which a channel tells no time are taken, too."""
     channel_alias: str = field(default_factory=_channel_alias)
     """The address that bare channel names are below: by default $CONDA_CHANNEL_ALIAS, else rattler's own default."""
     default_channels: tuple[str, ...] = field(default_factory=_default_channels)

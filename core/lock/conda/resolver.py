@@ -90,6 +90,7 @@ class CondaResolver:
                 timeout=timedelta(seconds=self._timeout),
                 channel_priority=rattler.ChannelPriority.Strict,
                 exclude_newer=plan.newest,
+                timestamp_policy="allow-missing" if plan.request.allow_undated else "require-timestamp",
                 channel_relations="disabled",
             )
         finally:

@@ -1,0 +1,19 @@
+"""The command line `prefect-environments`, also `python -m prefect_environments`: thin over `core`.
+
+It starts no flow, and loads Prefect only where the workspace is a block. What a command needs is imported when it runs,
+so that help comes at once.
+"""
+
+from collections.abc import Sequence
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command, by default that of `sys.argv`; gives its exit code."""
+    try:
+        from prefect_environments.cli.app import run
+
+        return run(arguments)
+    except KeyboardInterrupt:
+        return INTERRUPTED

@@ -1,0 +1,1 @@
+"""What is registered, resolved afresh: whether it drifted, and its next versions."""
