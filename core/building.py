@@ -20,6 +20,7 @@ from prefect_environments.core.lock.model import Lock
 from prefect_environments.core.oci import digest as digests
 from prefect_environments.core.oci.image import ImageManifest
 from prefect_environments.core.oci.repository import Repository
+from prefect_environments.core.prune.claims import claim
 from prefect_environments.core.site import Site
 from prefect_environments.core.steps import BuiltImage
 from prefect_environments.core.stores import reference_of
@@ -33,6 +34,7 @@ async def build(site: Site, definition: EnvironmentDefinition, lock: Lock, *, fo
     repository = site.repository(definition.name)
     image_hash = hashes.image_hash(lock)
     tag = digests.hex_of(image_hash)
+    await claim(site.workspace.versions, definition.name, image_hash)
     # a copy that was made for `mirror` is not the image that stays where it is
     existing = None if force or wanted.stays_where_it_is else await repository.find_manifest(tag)
     if existing is not None:

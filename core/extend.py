@@ -52,6 +52,7 @@ async def effective(site: Site, definition: EnvironmentDefinition, _depth: int =
     name, version = definition.base_version()
     try:
         record = await site.workspace.versions.get(name, version)
+        await site.workspace.versions.mark_used(record)  # before its lock is read: see `core.prune`
     except VersionNotFound as error:
         advice = "; it is curated: build and register it first" if is_curated(name) else ""
         raise VersionNotFound(f"{definition.name!r} extends {definition.extends}: {error}{advice}") from None

@@ -80,7 +80,11 @@ async def find_registered(
     reference = found.reference
     if not definition.stays_where_it_is:
         reference = reference_of(site.repository(definition.name), found.digest)
-    await mark_used(site.workspace, found)  # before the image is looked for: see `core.prune`
+    try:
+        await mark_used(site.workspace, found)  # before the image is looked for: see `core.prune`
+    except VersionPruned as error:
+        logger.info("%s", error)
+        return None
     if not await _exists(site, definition, reference):
         logger.info("%s is registered, but its image is gone from the registry", found.reference)
         return None

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import logging
+import os
 import random
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -78,6 +79,7 @@ class WheelCache:
             return False
         with files.storage("reading the wheel cache", self.folder):
             if await asyncio.to_thread(digests.of_file, path) == f"sha256:{package.sha256}":
+                os.utime(path)  # for the cache's limit: not every file system notes when a file was read
                 return True
             logger.warning("the cached %s was damaged; fetching it again", package.filename)
             path.unlink(missing_ok=True)

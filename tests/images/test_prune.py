@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from prefect_environments.core import hashes, labels, steps
+from prefect_environments.core import labels, steps
 from prefect_environments.core.attachments import read_lock
 from prefect_environments.core.build.base import read_all
 from prefect_environments.core.build.catalog import Catalog
@@ -335,13 +335,9 @@ def time_passes(folder: Path) -> None:
 
 async def build_again(site: Site, definition: EnvironmentDefinition) -> None:
     """The steps of a build, as the flow takes them."""
-    try:
-        if await steps.find_registered(site, definition):
-            return
-    except VersionPruned:
-        pass  # it went between finding and marking it
+    if await steps.find_registered(site, definition):
+        return
     lock = await steps.resolve(site, definition)
-    await claims.claim(site.workspace.versions, definition.name, hashes.image_hash(lock))
     image = await steps.build(site, definition, lock)
     await steps.register(site, definition, image)
 
