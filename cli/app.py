@@ -1,6 +1,9 @@
 """All commands under one name, and what holds for each of them."""
 
+import io
+import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -71,6 +74,7 @@ for _command in (
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """See `prefect_environments.cli.main`."""
+    _make_writable()
     try:
         with _stoppable():
             code = cli.main(arguments, prog_name=NAME, standalone_mode=False)
@@ -84,6 +88,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except click.Abort:
         return INTERRUPTED
+
+
+def _make_writable() -> None:
+    """What standard output's encoding lacks is escaped, and nowhere to write to is no reason to stop."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as Python does it for standard error
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the caller closed it
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - until the process ends
 
 
 @contextmanager

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from prefect_environments.core.verify import Verification
     from prefect_environments.core.versions import VersionRecord
 
+_OPTIONS = {
+    "full=True reads every layer": "--full reads every layer",
+    "rebuild=True assembles the image once more": "--rebuild assembles the image once more",
+}
+"""What a verification was not asked for, as a terminal asks for it."""
+
 
 @command(
     "diff",
@@ -79,7 +85,7 @@ def verify(session: Session, target: Target, full: bool, rebuild: bool) -> int:
         return await verify_version(site, target.name, number, full=full, rebuild=rebuild)
 
     found = session.at(workspace, work)
-    rows = [tuple(row.values()) for row in found.rows()]
+    rows = [tuple(_OPTIONS.get(value, value) for value in row.values()) for row in found.rows()]
     told = f"{found.title}: {'as registered' if found.ok else 'not as registered'}"
     session.tell(found.to_dict(), told, Table(("check", "state", "what to do", "found"), rows))
     return 0 if found.ok else FAILED

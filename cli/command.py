@@ -44,7 +44,7 @@ class Session:
         """The workspace that is meant; a folder is only made where `create` says so. Raises `DefinitionError`."""
         from prefect_environments.cli.workspaces import find_workspace
 
-        return find_workspace(self.named, create=create)
+        return find_workspace(self.named, create=create, quiet=self.quiet)
 
     def at(
         self,
@@ -149,7 +149,7 @@ def _guarded(work: Callable[[], int], session: Session, debug: bool, trouble: in
         click.echo("interrupted; nothing half done is left", err=True)
         return STOPPED if isinstance(error, Stopped) else INTERRUPTED
     except BrokenPipeError:  # who reads it has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush complains
+        _write_no_more()
         return PIPE_CLOSED
     except PrefectEnvironmentsError as error:
         wrong = WRONG if isinstance(error, DefinitionError) else trouble
@@ -170,8 +170,17 @@ def _failed(error: Exception, told: str, session: Session, debug: bool, code: in
         click.echo(output.masked("".join(traceback.format_exception(error))), err=True, nl=False)
     output.write_error(told)
     if session.as_json:
-        output.write_json({"error": {"kind": type(error).__name__, "message": told}})
+        try:
+            output.write_json({"error": {"kind": type(error).__name__, "message": told}})
+            sys.stdout.flush()
+        except OSError:  # perhaps the very error: the disk is full
+            _write_no_more()
     return code
+
+
+def _write_no_more() -> None:
+    """Drop what is left for standard output, or its last flush complains."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def existing(path: str) -> Path:

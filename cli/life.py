@@ -116,7 +116,7 @@ def promote(session: Session, *, target: Target, to: str, label: str, name: str)
     from prefect_environments.core import promote as promotion
     from prefect_environments.core.site import open_site
 
-    source, goal = session.workspace(), find_workspace(to, create=True)
+    source, goal = session.workspace(), find_workspace(to, create=True, quiet=session.quiet)
 
     async def work(progress: "Progress") -> "Promotion":
         version = target.label or target.version or ""

@@ -16,10 +16,12 @@ from prefect_environments.core.redact import redact
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from rich.box import Box
     from rich.console import Console
 
     from prefect_environments.core.progress import Progress
 
+_LONG = 24  # characters; longer cells are broken into lines
 _STYLES = {
     "+": "green",
     "-": "red",
@@ -91,7 +93,18 @@ def write_error(text: str) -> None:
 
 
 def write_json(document: Mapping[str, Any]) -> None:
-    sys.stdout.write(masked(json.dumps(document, indent=2, ensure_ascii=False, default=str)) + "\n")
+    """One document. Its texts are masked before they are quoted: neither does a quote in a secret hide it, nor does a
+    secret of digits break a number."""
+    utf8 = (sys.stdout.encoding or "utf-8").lower().replace("_", "-") == "utf-8"
+    sys.stdout.write(json.dumps(_masked_in(document), indent=2, ensure_ascii=not utf8) + "\n")
+
+
+def _masked_in(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {masked(str(key)): _masked_in(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_masked_in(one) for one in value]
+    return value if value is None or isinstance(value, bool | int | float) else masked(str(value))
 
 
 def write(parts: Iterable[Part]) -> None:
@@ -117,19 +130,73 @@ def _plain(table: Table) -> Iterator[list[str]]:
 
 
 def _draw(console: "Console", table: Table) -> None:
-    from rich import box
     from rich.table import Table as Drawn
     from rich.text import Text
 
-    drawn = Drawn(title=table.title or None, title_justify="left", box=box.SIMPLE_HEAD if table.columns else None)
+    shown = _Shown.of(table)
+    if shown.width > console.width:
+        shown = shown.without(*(number for number, row in enumerate(shown.kinds) if row is Digest))
+    if shown.width > console.width and table.columns:
+        for row in shown.rows:  # a table would break words: each row for itself
+            _draw(console, facts(dict(zip(shown.titles, row, strict=True))))
+        return
+    drawn = Drawn(title=table.title or None, title_justify="left", box=_box(table), pad_edge=False)
     drawn.show_header = bool(table.columns)
-    for number, title in enumerate(table.columns or ("name", "value")):
-        amounts = all(isinstance(row[number], int | float) for row in table.rows)
-        drawn.add_column(title, justify="right" if amounts else "left", overflow="fold")
-    for row in table.rows:
-        cells = [masked(clean(_human(value))) for value in row]
-        drawn.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in cells))
+    for title, kind, wide in zip(shown.titles, shown.kinds, shown.wide, strict=True):
+        drawn.add_column(title, justify="right" if kind is float else "left", overflow="fold", no_wrap=not wide)
+    for row in shown.rows:
+        named, *rest = row  # a name is no state: somebody may call an environment "ok"
+        drawn.add_row(Text(named), *(Text(cell, style=_STYLES.get(cell, "")) for cell in rest))
     console.print(drawn)
+
+
+def _box(table: Table) -> "Box | None":
+    from rich import box
+
+    return box.SIMPLE_HEAD if table.columns else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What of a table a terminal gets: texts, without columns that are empty."""
+
+    titles: list[str]
+    kinds: list[type]
+    """Of each column: `float` for amounts, `Digest`, else `str`."""
+    rows: list[list[str]]
+
+    @classmethod
+    def of(cls, table: Table) -> "_Shown":
+        titles = list(table.columns or ("name", "value"))
+        rows = [[masked(clean(_human(value))) for value in row] for row in table.rows]
+        kinds = [_kind([row[number] for row in table.rows]) for number in range(len(titles))]
+        found = cls(titles, kinds, rows)
+        return found.without(*(number for number in range(len(titles)) if not any(row[number] for row in rows)))
+
+    def without(self, *columns: int) -> "_Shown":
+        keep = [number for number in range(len(self.titles)) if number not in columns]
+        rows = [[row[number] for number in keep] for row in self.rows]
+        return _Shown([self.titles[number] for number in keep], [self.kinds[number] for number in keep], rows)
+
+    @property
+    def wide(self) -> list[bool]:
+        """Of each column: whether it is so long that its lines are broken."""
+        return [width > _LONG for width in self._widths]
+
+    @property
+    def width(self) -> int:
+        """The fewest characters of a line that break no word."""
+        return sum(min(width, _LONG) for width in self._widths) + 3 * (len(self.titles) - 1)
+
+    @property
+    def _widths(self) -> list[int]:
+        return [max(map(len, column)) for column in zip(self.titles, *self.rows, strict=True)]
+
+
+def _kind(column: Sequence[object]) -> type:
+    if all(isinstance(value, int | float) or value == "" for value in column):
+        return float
+    return Digest if all(isinstance(value, Digest) for value in column) else str
 
 
 def _human(value: object) -> str:

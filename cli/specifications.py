@@ -20,7 +20,7 @@ def read(paths: Sequence[str], *, name: str = "", base_image: str = "") -> Speci
     `name` is for a single one; `base_image` is for those that lie on an image and name none. Raises what the formats
     raise, naming file and line, and `DefinitionError`.
     """
-    found = [_read(existing(path), name) for path in paths]
+    found = [_found(existing(path), name) for path in paths]
     definitions = [definition for one in found for definition in one.definitions]
     unreadable = tuple(failure for one in found for failure in one.unreadable)
     if name and len(definitions) + len(unreadable) != 1:
@@ -28,6 +28,14 @@ def read(paths: Sequence[str], *, name: str = "", base_image: str = "") -> Speci
     if base_image:
         definitions = [_on(definition, base_image) for definition in definitions]
     return Specifications(tuple(definitions), unreadable)
+
+
+def _found(path: Path, name: str) -> Specifications:
+    try:
+        return _read(path, name)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise SpecificationError(f"cannot read {path}: {reason}; correct the path or its permissions") from None
 
 
 def _read(path: Path, name: str) -> Specifications:

@@ -6,6 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import click
+
 from prefect_environments.core import loop
 from prefect_environments.core.errors import DefinitionError, VersionError
 from prefect_environments.core.folder_shelf import FolderShelf
@@ -15,6 +17,7 @@ from prefect_environments.core.versions import FolderVersionStore, VersionStore
 from prefect_environments.core.workspace import Workspace
 
 _IMAGES, _VERSIONS = "images", "versions"
+_WITHOUT_SERVER = "On the command line a folder needs neither server nor block: --workspace ./environments"
 
 
 class _Secrets:
@@ -56,16 +59,14 @@ class FolderWorkspace:
         return _Secrets()
 
 
-def find_workspace(named: str = "", *, create: bool = False) -> Workspace:
+def find_workspace(named: str = "", *, create: bool = False, quiet: bool = False) -> Workspace:
     """The workspace in a folder, or the block of that name; without one as `Workspace.from_config` chooses.
 
     A folder with Azure ML's `config.json` in it means the block that this file names. Raises `DefinitionError` where
     there is none; `create` allows for a folder that is yet to be made.
     """
     if not _is_folder(named):
-        from prefect_environments.blocks import Workspace as Block  # Prefect's client and all
-
-        return Block.from_config(named or None)
+        return _read_block(named, quiet=quiet)
     folder = Path(named).expanduser().absolute()
     if not create and not (folder / _VERSIONS).is_dir():
         raise DefinitionError(
@@ -73,6 +74,20 @@ def find_workspace(named: str = "", *, create: bool = False) -> Workspace:
             f"register something: prefect-environments build requirements.txt --workspace {named:.300}"
         )
     return FolderWorkspace(folder, _name_in(folder))
+
+
+def _read_block(named: str, *, quiet: bool) -> Workspace:
+    from prefect.settings import get_current_settings
+
+    from prefect_environments.blocks import Workspace as Block  # Prefect's client and all
+
+    settings = get_current_settings()
+    if not quiet and settings.api.url is None and settings.server.ephemeral.enabled:  # which takes a while
+        click.echo("PREFECT_API_URL is not set: starting a temporary Prefect server …", err=True)
+    try:
+        return Block.from_config(named or None)
+    except DefinitionError as error:
+        raise type(error)(f"{error}. {_WITHOUT_SERVER}") from None
 
 
 def _is_folder(named: str) -> bool:

@@ -4,22 +4,15 @@ Errors begin with the field that a reference stands in and with the reference it
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from prefect_environments.core.errors import SecretError
 from prefect_environments.core.secrets import SecretStore, resolve
 from prefect_environments.core.workspace import HasFeeds, Workspace
 
 
-class HasSecrets(Protocol):
-    """What resolves references: any workspace."""
-
-    @property
-    def secrets(self) -> SecretStore: ...
-
-
 async def resolve_variables(
-    workspace: HasSecrets, variables: Mapping[str, Any], field: str = "environment_variables"
+    secrets: SecretStore, variables: Mapping[str, Any], field: str = "environment_variables"
 ) -> dict[str, Any]:
     """`variables` with their values: environment variables, or job variables, in which mappings and lists nest.
 
@@ -27,7 +20,7 @@ async def resolve_variables(
     not be resolved, each by its field, as in `job_variables.env.TOKEN`.
     """
     failures: list[str] = []
-    found = await _resolved(workspace.secrets, variables, field, failures)
+    found = await _resolved(secrets, variables, field, failures)
     if failures:
         raise SecretError("\n".join(failures))
     return dict(found)

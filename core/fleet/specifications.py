@@ -1,11 +1,12 @@
 """A folder of specifications as definitions: requirements, conda and Azure ML v2 YAML, locks, projects, Dockerfiles,
 and folders of Azure ML's SDK v1.
 
-Each file at the top is an environment, and each folder, whose files then belong together: a Dockerfile in it is built
+Each file at the top is an environment, with the folder's name where its own says nothing (`requirements.txt` alone), and each folder, whose files then belong together: a Dockerfile in it is built
 with the folder as its context. What another file names (`-r`, `-c`, `conda_file`, a build's `path`) is a part of that
 one, and so is what starts with `.`, `_` or `constraints`.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -58,7 +59,8 @@ def read_folder(folder: str | Path) -> Specifications:
         try:
             definitions.append(read(path, name))
         except PrefectEnvironmentsError as error:
-            failures.append(FleetOutcome(name=name, status="failed", reason=f"{path.name}: {error}"))
+            reason = str(error) if str(path) in str(error) else f"{path.relative_to(place)}: {error}"
+            failures.append(FleetOutcome(name=name, status="failed", reason=reason))
     if not definitions and not failures:
         raise SpecificationError(
             f"the folder {place} holds no specification: requirements (*.txt), conda or Azure ML YAML (*.yml, *.yaml), "
@@ -69,28 +71,54 @@ def read_folder(folder: str | Path) -> Specifications:
 
 def _all(entries: list[Path]) -> Iterator[tuple[Path, str, Kind]]:
     """Path, name and reader of each specification."""
-    files = [path for path in entries if path.is_file() and kind_of(path)]
+    files = [path for path in entries if (path.is_file() or _is_dangling(path)) and kind_of(path)]
     parts = {part for path in files for part in _named_in(path)}
+    common = [path for path in files if stem_of(path).lower() in COMMON and _real(path) not in parts]
     for path in files:
-        if path.resolve() not in parts and (kind := kind_of(path)):
-            yield path, stem_of(path), kind
-    for folder in (path for path in entries if path.is_dir() and path.resolve() not in parts):
-        if found := in_folder(folder):
+        if _real(path) not in parts and (kind := kind_of(path)):
+            yield path, path.absolute().parent.name if common == [path] else stem_of(path), kind
+    for folder in (path for path in entries if path.is_dir() and _real(path) not in parts):
+        try:
+            found = in_folder(folder)
+        except OSError as error:
+            found = folder, folder.name, _refuses(error)
+        if found:
             yield found
 
 
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # `Path.resolve` raises for a link to itself
+
+
+def _is_dangling(path: Path) -> bool:
+    """Whether it is a link to nothing, which somebody meant to be a specification."""
+    return path.is_symlink() and not path.exists()
+
+
+def _refuses(error: OSError) -> Kind:
+    """A reader for what cannot even be looked at: it stops no other."""
+
+    def read(path: Path, name: str) -> EnvironmentDefinition:
+        del name
+        raise SpecificationError(f"cannot read the folder {path}: {error.strerror}; correct its permissions")
+
+    return read
+
+
 def in_folder(folder: Path) -> tuple[Path, str, Kind] | None:
-    """The specification that a folder is: of several files in it the one that names or uses the others."""
+    """The specification that a folder is: of several files in it the one that names or uses the others.
+
+    Raises `OSError` for a folder that cannot be looked into.
+    """
     if (folder / ENVIRONMENT).is_file():
         return folder, folder.name, _v1
-    with suppress(OSError):
-        files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith((".", "_"))]
-        kinds = {path: kind for path in files if (kind := kind_of(path))}
-        for wanted in (_yaml_v2, _dockerfile, _pylock, _pyproject, _conda, _requirements):
-            if found := [path for path, kind in kinds.items() if kind is wanted]:
-                path = next((path for path in found if stem_of(path).lower() in COMMON), found[0])
-                kind = _context if wanted is _dockerfile else wanted
-                return path, folder.name if len(found) == 1 or stem_of(path).lower() in COMMON else stem_of(path), kind
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith((".", "_"))]
+    kinds = {path: kind for path in files if (kind := kind_of(path))}
+    for wanted in (_yaml_v2, _dockerfile, _pylock, _pyproject, _conda, _requirements):
+        if found := [path for path, kind in kinds.items() if kind is wanted]:
+            path = next((path for path in found if stem_of(path).lower() in COMMON), found[0])
+            kind = _context if wanted is _dockerfile else wanted
+            return path, folder.name if len(found) == 1 or stem_of(path).lower() in COMMON else stem_of(path), kind
     return None
 
 
@@ -128,7 +156,7 @@ def _named_in(path: Path) -> set[Path]:
     elif kind_of(path) in (_requirements, _conda):
         with suppress(OSError), path.open("rb") as file:
             found |= set(_NAMED.findall(file.read(_LOOK).decode("utf-8", "replace")))
-    return {(path.parent / name).resolve() for name in found if name not in (".", "./") and "\0" not in name}
+    return {_real(path.parent / name) for name in found if name not in (".", "./") and "\0" not in name}
 
 
 def stem_of(path: Path) -> str:

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from prefect_environments.core.build.docker.client_config import hide
 from prefect_environments.core.errors import DefinitionError, SecretError
+from prefect_environments.core.references import resolve_variables
 from prefect_environments.core.secrets import SecretReference, SecretStore
-from prefect_environments.core.secrets import resolve as resolve_secret
 
 DEFAULTS = {"PYTHONUNBUFFERED": "1"}
 """Without it, what a script prints would come in pieces of some kilobytes, or at its end."""
@@ -20,10 +20,7 @@ async def resolved(below: Mapping[str, str], over: Mapping[str, str], secrets: S
     for name in wanted:
         if not name or "=" in name or "\0" in name:  # of an environment; those of a job are checked with its config
             raise DefinitionError(f"{name!r:.100} is no name of an environment variable; correct the environment")
-    found = {
-        name: str(await resolve_secret(value, secrets, f"environment_variables.{name}"))
-        for name, value in wanted.items()
-    }
+    found: dict[str, str] = await resolve_variables(secrets, wanted)
     for name, value in found.items():
         if "\0" in value:
             raise SecretError(f"the value of the environment variable {name} holds a NUL character; correct it")

@@ -128,18 +128,18 @@ async def test_an_index_names_its_address_and_no_network_is_used(tmp_path: Path)
 async def test_variables_are_resolved_where_they_nest_and_all_failures_are_told_at_once(tmp_path: Path) -> None:
     workspace = team(tmp_path, secrets=Secrets({"token": "value-of-token", "more": "value-of-more"}))
     given = {"image": "r@sha256:1", "env": {"TOKEN": "secret:token", "N": 3, "L": ["secret:more", None]}}
-    found = await references.resolve_variables(workspace, given, "job_variables")
+    found = await references.resolve_variables(workspace.secrets, given, "job_variables")
     assert found == {"image": "r@sha256:1", "env": {"TOKEN": "value-of-token", "N": 3, "L": ["value-of-more", None]}}
     assert type(found["env"]["TOKEN"]) is str  # a worker's process gets it as JSON
     assert redact("with value-of-token") == f"with {MASK}"
     assert given["env"] == {"TOKEN": "secret:token", "N": 3, "L": ["secret:more", None]}
     wrong: Mapping[str, Any] = {"A": "secret:token", "B": REFERENCE, "env": {"C": "secret:no-such"}}
-    said = await failing(references.resolve_variables(NoVault(), wrong, "job_variables"))
+    said = await failing(references.resolve_variables(NoVault().secrets, wrong, "job_variables"))
     assert [line.partition(": ")[0] for line in said.splitlines()] == [
         f"job_variables.{x}" for x in ("A", "B", "env.C")
     ]
     assert f"job_variables.B: {NAMED}" in said
-    assert await references.resolve_variables(NoVault(), {"A": "plain"}) == {"A": "plain"}
+    assert await references.resolve_variables(NoVault().secrets, {"A": "plain"}) == {"A": "plain"}
 
 
 async def test_a_reference_without_a_version_gives_the_new_value_and_one_with_a_version_the_old(
@@ -165,7 +165,7 @@ async def test_a_reference_without_a_version_gives_the_new_value_and_one_with_a_
 
 async def _values(azure: Azure, wanted: dict[str, str]) -> dict[str, Any]:
     """By a store that keeps nothing, as that of another process."""
-    return await references.resolve_variables(NoVault(KeyVaultSecretStore([azure.settings(cache_seconds=0)])), wanted)
+    return await references.resolve_variables(KeyVaultSecretStore([azure.settings(cache_seconds=0)]), wanted)
 
 
 async def test_a_vault_that_refuses_is_told_with_field_form_and_role(test_session: Session) -> None:
@@ -174,6 +174,6 @@ async def test_a_vault_that_refuses_is_told_with_field_form_and_role(test_sessio
         azure.vault.grant(azure.app, "Key Vault Reader")
         text = f"@Microsoft.KeyVault(SecretUri={azure.vault.vault_url}/secrets/api)"
         workspace = NoVault(KeyVaultSecretStore([azure.settings()]))
-        said = await failing(references.resolve_variables(workspace, {"TOKEN": text}))
+        said = await failing(references.resolve_variables(workspace.secrets, {"TOKEN": text}))
     assert said.startswith(f"environment_variables.TOKEN: {text}: ")
     assert "Key Vault Secrets User" in said and "hidden-value-1" not in said
