@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -104,8 +104,17 @@ def _book(documents: Iterable[_Document]) -> Book:
         numbers=tuple(sorted(versions)),
         load=lambda number: _record(versions[number]),
         entries=tuple(_entry(document) for _, document in sorted(kinds["h"].items())),
-        used={number: date.fromisoformat(found["data"]["created"][:10]) for number, found in kinds["u"].items()},
+        used={number: _day(found["data"].get("created")) for number, found in kinds["u"].items()},
     )
+
+
+def _day(created: object) -> date:
+    """The day of a mark of use. One that somebody edited counts as of yesterday: nobody prunes its version, and the
+    next use writes it anew."""
+    try:
+        return date.fromisoformat(str(created)[:10])
+    except ValueError:
+        return datetime.now(UTC).date() - timedelta(days=1)
 
 
 async def _create(name: str, block: EnvironmentVersion | EnvironmentHistory) -> bool:

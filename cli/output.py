@@ -96,7 +96,9 @@ def write_json(document: Mapping[str, Any]) -> None:
     """One document. Its texts are masked before they are quoted: neither does a quote in a secret hide it, nor does a
     secret of digits break a number."""
     utf8 = (sys.stdout.encoding or "utf-8").lower().replace("_", "-") == "utf-8"
-    sys.stdout.write(json.dumps(_masked_in(document), indent=2, ensure_ascii=not utf8) + "\n")
+    text = json.dumps(_masked_in(document), indent=2, ensure_ascii=not utf8)
+    # by lines: unbuffered (PYTHONUNBUFFERED), Python loses what one write did not take, without a word
+    sys.stdout.writelines(f"{line}\n" for line in text.split("\n"))
 
 
 def _masked_in(value: object) -> object:

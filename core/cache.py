@@ -66,8 +66,9 @@ def trim_now_and_then(cache: Path, most: int) -> int:
     try:
         if not cache.is_dir() or (mark.exists() and time.time() - mark.stat().st_mtime < EVERY):
             return 0
-        mark.touch()
-        os.utime(mark)
+        with suppress(OSError):  # a full disk takes no new file, and is what this is for
+            mark.touch()
+            os.utime(mark)
         return trim(cache, most)
     except OSError as error:
         logger.warning("the cache %s could not be brought to its size: %s", cache, error.strerror)
@@ -77,11 +78,13 @@ def trim_now_and_then(cache: Path, most: int) -> int:
 def trim(cache: Path, most: int, *, in_use: float = IN_USE) -> int:
     """Remove what was used the longest ago until the cache has at most `most` bytes; gives the bytes removed.
 
-    What was used in the last `in_use` seconds stays, even if it is too much. Raises `OSError`.
+    What was used in the last `in_use` seconds stays, even if it is too much, and so does what is another user's.
+    Raises `OSError`.
     """
     with ExitStack() as stack:
+        guard = os.open(cache, os.O_RDONLY | os.O_DIRECTORY)  # the folder itself: a full disk takes no lock file
+        stack.callback(os.close, guard)
         try:
-            guard = stack.enter_context((cache / ".trim.lock").open("ab"))
             fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return 0  # another process does it
@@ -124,7 +127,7 @@ def _entry(path: Path) -> _Entry:
 def _remove(entry: _Entry, before: float) -> bool:
     """Remove one entry, unless somebody holds it or used it since it was looked at."""
     path = entry.path
-    with ExitStack() as stack, suppress(FileNotFoundError):
+    with ExitStack() as stack, suppress(OSError):  # gone already, or another user's
         if path.parent.name == "environments":  # see `core.jobs.local_environment`
             for lock in (path.with_name(f"{path.name.partition('-')[0]}.lock"), _used(path)):
                 try:

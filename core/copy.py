@@ -73,7 +73,8 @@ class Copier:
                     "%s, attached to %s, is a %s: left out", referrer.digest, digest[:19], referrer.media_type
                 )
                 continue
-            if referrer.digest not in there:
+            # a list that is a tag may name what was deleted
+            if referrer.digest not in there or await self.goal.find_manifest(referrer.digest) is None:
                 await self.manifest(await self.origin.get_manifest(referrer.digest))
             found += [referrer, *await self.attachments(referrer.digest, _depth=_depth + 1)]
         if not _depth:

@@ -60,6 +60,12 @@ async def built_base(site: Site, definition: EnvironmentDefinition) -> LockedBas
         return LockedBase(name, existing.digest)
 
 
+async def current_name(site: Site, definition: EnvironmentDefinition) -> str:
+    """What a lock would call the image of the definition's Dockerfile as it is now, with the bases that tags name."""
+    async with open_inputs(definition, site.scratch) as inputs:
+        return f"{NAME}:{await _hash(site, definition, inputs)}"
+
+
 async def _hash(site: Site, definition: EnvironmentDefinition, inputs: BuildInputs) -> str:
     """64 hex digits of all that goes into the build, the digests that its base images have now among it."""
     return digests.hex_of(await inputs_digest(inputs, lambda image: _digest_of(site, definition, image)))

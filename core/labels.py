@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefect_environments.core.definition import EnvironmentDefinition
-from prefect_environments.core.errors import NotFound, VersionNotFound
+from prefect_environments.core.errors import NotFound, VersionNotFound, VersionPruned
 from prefect_environments.core.history import LATEST, Entry, check_label
 from prefect_environments.core.shelf import Book
 from prefect_environments.core.site import Site
@@ -43,7 +43,7 @@ async def set_label(
 
     def decide(book: Book) -> Entry | None:
         if record.version in book.life.gone:  # pruned since it was looked up
-            raise VersionNotFound(f"version {record.version} of {name!r} was pruned meanwhile; choose another")
+            raise VersionPruned(f"version {record.version} of {name!r} was pruned meanwhile; choose another")
         before = book.life.labels.get(label, 0)
         if before == record.version:
             return None

@@ -64,6 +64,7 @@ async def find(source: Site, target: Site, name: str, version: int | str, goal_n
     definition = stored if goal_name == name else stored.model_copy(update={"name": goal_name})
     _check_other(source, target, name, goal_name)
     _check_references(target.workspace, record, definition)
+    await _check_stores(source, target, record)
     newest = await target.workspace.versions.newest(goal_name)  # raises where another name owns the repository
     await steps.mark_used(source.workspace, record)  # before the image is looked for: see `core.prune`
     lock = await _check_image(source, target, record, definition)
@@ -87,6 +88,22 @@ def _check_other(source: Site, target: Site, name: str, goal_name: str) -> None:
         raise DefinitionError(
             f"{name!r} would be promoted from the workspace {source.workspace.name!r} to itself; choose another "
             "target, or another target_name. set_label makes an older version production again"
+        )
+
+
+async def _check_stores(source: Site, target: Site, record: VersionRecord) -> None:
+    """Refuse one workspace with two places for images: its versions would not all be where it looks for them."""
+    here, there = ((one.store.repository(one.workspace.repository_prefix).name) for one in (source, target))
+    if source.workspace.name != target.workspace.name or here == there:
+        return
+    try:
+        known = await target.workspace.versions.get(record.name, record.version)
+    except (VersionNotFound, NameNotAllowed):
+        return
+    if known.nonce == record.nonce:
+        raise DefinitionError(
+            f"source and target are one workspace, {record.workspace!r}, with images at {here} and at {there}: they "
+            "have the same versions. Give the target's workspace a name of its own"
         )
 
 

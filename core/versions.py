@@ -247,9 +247,10 @@ def last_used(book: Book, record: VersionRecord) -> date:
     """The day when a version was last handed out: that of its registration, or a later one."""
     marked = book.used.get(record.version, date.min)
     try:
-        return max(marked, datetime.fromisoformat(record.created).date())
+        created = datetime.fromisoformat(record.created)
     except ValueError:  # written by hand
         return marked
+    return max(marked, (created.astimezone(UTC) if created.tzinfo else created).date())
 
 
 def _check_lives(life: Life, record: VersionRecord) -> None:

@@ -6,6 +6,7 @@ has a deployment it is suspended, which ends the process; else it is paused, and
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Literal
 
 from prefect.context import FlowRunContext
@@ -34,24 +35,40 @@ class Approval:
 
 
 def seen_before() -> list[RefreshOutcome] | None:
-    """What this run saw before it was suspended; `None` in one that just begins."""
-    kept = read_flow_run_input(_KEPT) if flow_run.id else None
-    return None if kept is None else _OUTCOMES.validate_python(kept)
+    """What this run saw before it was suspended; `None` in one that just begins, or begins again after it ended."""
+    attempt = _waiting() if flow_run.id else None
+    return None if attempt is None else _OUTCOMES.validate_python(read_flow_run_input(_named(_KEPT, attempt)))
 
 
 def ask(outcomes: Sequence[RefreshOutcome], workspace: str, hours: int) -> Approval:
     """Wait until somebody decides about what drifted. Raises `FlowPauseTimeout` if nobody does in so many hours; a run
     that is suspended is then failed by the server."""
-    if seen_before() is None:
-        create_flow_run_input(_KEPT, _OUTCOMES.dump_python(list(outcomes), mode="json"))
-    form = _form(outcomes, workspace, hours)
+    attempt = _waiting()
+    if attempt is None:
+        attempt = next(n for n in count() if read_flow_run_input(_named(_KEPT, n)) is None)
+        create_flow_run_input(_named(_KEPT, attempt), _OUTCOMES.dump_python(list(outcomes), mode="json"))
+    form, key = _form(outcomes, workspace, hours), _named(_KEY, attempt)
     context = FlowRunContext.get()
     if context is not None and context.flow_run is not None and context.flow_run.deployment_id:
-        given: Any = suspend_flow_run(wait_for_input=form, key=_KEY, timeout=hours * _HOUR)
+        given: Any = suspend_flow_run(wait_for_input=form, key=key, timeout=hours * _HOUR)
     else:
-        given = pause_flow_run(wait_for_input=form, key=_KEY, timeout=hours * _HOUR, poll_interval=_EVERY)
+        given = pause_flow_run(wait_for_input=form, key=key, timeout=hours * _HOUR, poll_interval=_EVERY)
     names = tuple(given.environments) if given.decision == "build" else ()
     return Approval(names, " ".join(given.reason.split()))
+
+
+def _waiting() -> int | None:
+    """The attempt that this run was suspended in. The server keeps the keys of a run's pauses, and forgets them when
+    a run that ended is retried; the inputs stay, and their keys are taken."""
+    context = FlowRunContext.get()
+    run = context.flow_run if context is not None else None
+    keys = (run.empirical_policy.pause_keys if run is not None else None) or set()
+    found = [key.removeprefix(_KEY).removeprefix("-") for key in keys if key.startswith(_KEY)]
+    return max((int(number or 0) for number in found), default=None)
+
+
+def _named(key: str, attempt: int) -> str:
+    return f"{key}-{attempt}" if attempt else key
 
 
 def _form(outcomes: Sequence[RefreshOutcome], workspace: str, hours: int) -> type[RunInput]:

@@ -41,7 +41,7 @@ def build_environments(  # noqa: PLR0917 - as the form asks
 
     Args:
         workspace: Where the images are pushed and registered.
-        environments: What to build.
+        environments: What to build. Without any, and without a folder: what is registered and lost its image.
         folder: Folder of specifications on the machine of the run: requirements, YAML, locks, Dockerfiles.
         upgrade: Resolve afresh instead of keeping registered locks; without environments and folder, all registered.
         concurrency: Environments in work at once; 0 chooses by the machine's cores.
@@ -67,6 +67,8 @@ def _registered(workspace: Workspace, *, upgrade: bool) -> tuple[list[Environmen
         return _definitions(records.values())
     lost, known = list[VersionRecord](), list[FleetOutcome]()
     for one in check_images(workspace):
+        if one.name not in records:
+            continue  # registered since
         if one.state == "missing":
             lost.append(records[one.name])
             continue

@@ -27,7 +27,7 @@ def check_workspace(workspace: Workspace, deleting: bool = False) -> list[Findin
 
     Args:
         workspace: The workspace to look at.
-        deleting: Whether pruning is wanted here: look whether images may be deleted, too.
+        deleting: Look whether images may be deleted, too, which pruning needs.
     """
     findings = look(workspace, deleting=deleting)
     logger = get_run_logger()

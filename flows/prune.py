@@ -34,8 +34,8 @@ def prune_environments(
     says of each version what happens to it, and why.
 
     Args:
-        workspace: Whose versions and images.
-        dry_run: Only say what would go.
+        workspace: Whose versions and images are looked at.
+        dry_run: Only say what would go; switch it off to remove that.
         policy: How many versions stay, and for how long.
     """
     report = prune_versions(workspace, policy, dry_run)

@@ -15,6 +15,7 @@ from prefect_environments.core.history import check_label
 from prefect_environments.core.lock.age import AgeLimit
 from prefect_environments.core.refresh.outcome import RefreshOutcome, in_order, told
 from prefect_environments.flows import approval
+from prefect_environments.flows.form import ask_in_order
 from prefect_environments.tasks.refresh import DAYS, build_drifted, find_drift, report_drift, report_refreshed
 
 Policy = Literal["report", "build", "approve"]
@@ -48,12 +49,12 @@ def refresh_environments(  # noqa: PLR0917 - as the form asks
 
     Args:
         workspace: Whose environments are looked at.
-        policy: Report the drift only, build and register the next versions, or wait for approval in the UI first.
-        exclude_newer_days: Days that a package must have been published to be taken in; 0 takes any.
-        names: Environments to look at; none means all that are registered.
-        label: Set on the new versions, such as staging; empty sets none. No other label moves.
+        policy: report tells the drift, build also makes the next versions, approve asks on the run's page before it.
+        exclude_newer_days: Days since its upload before a package is taken; 0 takes any.
+        names: Environments to look at; without any, all that are registered.
+        label: Label to set on new versions, such as staging; empty sets none. No other label moves.
         allow_undated: Take packages of indexes that tell no upload times, whatever their age.
-        approval_hours: Hours that an approval is waited for; after them the run fails, and nothing is built.
+        approval_hours: With the policy approve: hours to decide; after them the run fails, and nothing is built.
     """
     if label:
         check_label(label)
@@ -80,6 +81,12 @@ def refresh_environments(  # noqa: PLR0917 - as the form asks
     chosen = [_decided(one, decided) for one in outcomes]
     built = build_drifted(chosen, workspace, label, decided.reason) if decided.names else chosen
     return _told(built, workspace.name)
+
+
+ask_in_order(
+    refresh_environments,
+    *("workspace", "names", "policy", "approval_hours", "label", "exclude_newer_days", "allow_undated"),
+)
 
 
 def _decided(outcome: RefreshOutcome, decided: approval.Approval) -> RefreshOutcome:

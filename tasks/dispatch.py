@@ -35,6 +35,7 @@ from prefect_environments.core.names import slug
 from prefect_environments.core.oci import digest as digests
 from prefect_environments.core.site import Site
 from prefect_environments.core.steps import BuiltImage
+from prefect_environments.tasks.own_deployment import find_own, is_own, make_own
 
 FLOW = "build-environment"
 ENTRYPOINT = "prefect_environments.flows.build.build_environment"
@@ -87,24 +88,16 @@ async def _deployment(client: PrefectClient, name: str) -> UUID:
             f"there is no {what} on the Prefect API; deploy the flow {flow if slash else FLOW} (`prefect deploy`), or "
             "leave deployment empty to build on this machine"
         ) from None
-    with suppress(ObjectNotFound):
-        found = await client.read_deployment_by_name(f"{FLOW}/{name}")
-        if found.entrypoint == ENTRYPOINT and found.work_pool_name == name:
-            return found.id
+    found = await find_own(client, FLOW, name)
+    if found is not None and not is_own(found, name, ENTRYPOINT):
         raise DefinitionError(
             f"the deployment {FLOW}/{name} is somebody's own: it is for another work pool than {name}, or of another "
             f"entrypoint. Give FLOW/DEPLOYMENT, such as {FLOW}/{name}, to build by it all the same"
         )
-    return await client.create_deployment(
-        await client.create_flow_from_name(FLOW),
-        name,
-        work_pool_name=name,
-        entrypoint=ENTRYPOINT,
-        pull_steps=[],
-        enforce_parameter_schema=False,
-        tags=["prefect-environments"],
-        description="Builds environments for build-environments, which made it.",
-    )
+    if found is not None:
+        return found.id
+    said = "Builds environments for build-environments, which made it."
+    return await make_own(client, FLOW, name, ENTRYPOINT, said)
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect_environments.blocks import Workspace
 from prefect_environments.core import loop
 from prefect_environments.core.definition import EnvironmentDefinition
+from prefect_environments.core.errors import VersionNotFound
 from prefect_environments.core.fleet import status as images
 from prefect_environments.core.fleet.locks import kept_lock
 from prefect_environments.core.fleet.outcome import FleetOutcome, ImageStatus, told
@@ -36,9 +37,10 @@ _FIRST = {"failed": 0, "missing": 0, "unknown": 1, "built": 1, "reused": 2}
 def check_images(workspace: Workspace, names: list[str] | None = None) -> list[ImageStatus]:
     """Whether the registry still has the image of each environment's newest version, with a table artifact.
 
-    `names` limits it to some environments. One request for each, many at once. Raises the errors of the registry.
+    `names` limits it to some environments, archived ones too. One request for each, many at once. Raises
+    `VersionNotFound` for a name that is none, and the errors of the registry.
     """
-    records = [one for one in newest_versions(workspace) if names is None or one.name in names]
+    records = newest_versions(workspace) if names is None else _named(workspace, names)
     statuses = at(workspace, lambda site: images.check_images(site, records))
     report_images(statuses, workspace.name)
     return statuses
@@ -47,6 +49,13 @@ def check_images(workspace: Workspace, names: list[str] | None = None) -> list[I
 def newest_versions(workspace: Workspace) -> list[VersionRecord]:
     """The newest version of every environment, by one listing."""
     return loop.run(workspace.versions.names())
+
+
+def _named(workspace: Workspace, names: list[str]) -> list[VersionRecord]:
+    known = {record.name: record for record in loop.run(workspace.versions.names(archived=True))}
+    if missing := sorted(set(names) - known.keys()):
+        raise VersionNotFound(f"{', '.join(missing)}: not registered in the workspace {workspace.name!r}")
+    return [known[name] for name in dict.fromkeys(names)]
 
 
 def stored_lock(image_hash: str, workspace: Workspace) -> Lock:

@@ -22,7 +22,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, Log
 from prefect.client.schemas.sorting import LogSort
 from prefect.deployments import arun_deployment
-from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.exceptions import PrefectException
 from prefect.states import Cancelling
 
 from prefect_environments.blocks import Workspace
@@ -40,6 +40,7 @@ from prefect_environments.core.secrets import SecretReference
 from prefect_environments.core.site import Site
 from prefect_environments.core.versions import VersionRecord
 from prefect_environments.tasks.cancellation import unless_run_is_cancelled
+from prefect_environments.tasks.own_deployment import find_own, is_own, make_own
 from prefect_environments.tasks.pool_settings import Pool, check_pool, job_variables, storage_packages
 from prefect_environments.tasks.site import at
 
@@ -186,20 +187,11 @@ async def _start(client: PrefectClient, pool: Pool, job: RemoteJob, image: str, 
 
 async def _deployment(client: PrefectClient, pool: str) -> UUID:
     """The deployment through which jobs get into a pool, made where it is not there."""
-    with suppress(ObjectNotFound):
-        found = await client.read_deployment_by_name(f"{FLOW}/{pool}")
-        if found.entrypoint == ENTRYPOINT and found.work_pool_name == pool:
-            return found.id
-    return await client.create_deployment(
-        await client.create_flow_from_name(FLOW),
-        pool,
-        work_pool_name=pool,
-        entrypoint=ENTRYPOINT,
-        pull_steps=[],
-        enforce_parameter_schema=False,
-        tags=["prefect-environments"],
-        description="Runs jobs in their own images; made and used by run-training-job. Don't start it by hand.",
-    )
+    found = await find_own(client, FLOW, pool)
+    if found is not None and is_own(found, pool, ENTRYPOINT):
+        return found.id
+    said = "Runs jobs in their own images; made and used by run-training-job. Don't start it by hand."
+    return await make_own(client, FLOW, pool, ENTRYPOINT, said)
 
 
 @dataclass(slots=True)

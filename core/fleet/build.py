@@ -15,7 +15,13 @@ from typing import Any
 from prefect_environments.core import hashes, steps
 from prefect_environments.core.concurrency import gather
 from prefect_environments.core.definition import EnvironmentDefinition
-from prefect_environments.core.errors import DefinitionError, NameNotAllowed, PrefectEnvironmentsError, VersionError
+from prefect_environments.core.errors import (
+    DefinitionError,
+    NameNotAllowed,
+    PrefectEnvironmentsError,
+    RegistryUnreachable,
+    VersionError,
+)
 from prefect_environments.core.fleet.catalog import FleetCatalog
 from prefect_environments.core.fleet.outcome import FleetOutcome
 from prefect_environments.core.fleet.share import share
@@ -33,6 +39,9 @@ from prefect_environments.core.stores import ImageLocation
 
 LOOKS = 16
 """Environments whose registered image is looked for at once."""
+
+UNANSWERED = 8
+"""Environments in a row for which the registry gives no answer, after all retries, before the others are not tried."""
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +120,8 @@ class _Fleet:
     bringing: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
     brought: set[str] = field(default_factory=set)
     """Digests of bases of other registries whose layers are in this one now."""
+    unanswered: int = 0
+    """Environments in a row that ended because the registry gave no answer."""
 
     async def build(self, definitions: Sequence[EnvironmentDefinition]) -> list[FleetOutcome]:
         owners: dict[str, EnvironmentDefinition] = {}
@@ -151,10 +162,13 @@ class _Fleet:
         try:
             outcome = await work
         except PrefectEnvironmentsError as error:
+            self.unanswered += self._is_unanswered(error)
             outcome = FleetOutcome(name=name, status="failed", reason=str(error))
         except Exception as error:  # whatever it is, it stops no other environment
             reason = redact(f"{type(error).__name__}: {error}")
             outcome = FleetOutcome(name=name, status="failed", reason=reason)
+        if outcome.status != "failed":
+            self.unanswered = 0
         if outcome.status != "ready":
             outcome = outcome.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
         tell = logger.warning if outcome.status == "failed" else logger.info
@@ -162,10 +176,23 @@ class _Fleet:
         self.on_outcome(outcome)
         return outcome
 
+    def _is_unanswered(self, error: PrefectEnvironmentsError) -> bool:
+        """Whether the fleet's own registry, with which its errors begin, gave no answer; a base's may be another."""
+        return isinstance(error, RegistryUnreachable) and str(error).startswith(f"{self.site.store.address}/")
+
+    def _check_registry(self) -> None:
+        """Or a thousand environments would each wait for a registry that is down."""
+        if self.unanswered >= UNANSWERED:
+            raise RegistryUnreachable(
+                f"not tried, as the registry {self.site.store.address} gave no answer for the environments before it; "
+                "build again when it is up: what is done is found"
+            )
+
     async def _found(self, definition: EnvironmentDefinition) -> FleetOutcome | None:
         if self.upgrade:
             return None
         async with self.looking:
+            self._check_registry()
             ready = await steps.find_registered(self.site, definition)
         if ready is None:
             return None
@@ -179,6 +206,7 @@ class _Fleet:
 
     async def _worked(self, definition: EnvironmentDefinition) -> FleetOutcome:
         async with self.in_work:
+            self._check_registry()
             lock = await self._resolved(definition)
             built, reason = await self._image(definition, lock)
             record = await steps.register(self.site, definition, built, created_by=self.created_by)

@@ -1,9 +1,10 @@
 """A folder of specifications as definitions: requirements, conda and Azure ML v2 YAML, locks, projects, Dockerfiles,
 and folders of Azure ML's SDK v1.
 
-Each file at the top is an environment, with the folder's name where its own says nothing (`requirements.txt` alone), and each folder, whose files then belong together: a Dockerfile in it is built
-with the folder as its context. What another file names (`-r`, `-c`, `conda_file`, a build's `path`) is a part of that
-one, and so is what starts with `.`, `_` or `constraints`.
+Each file at the top is an environment, and each folder, whose files then belong together: a Dockerfile in it is built
+with the folder as its context. Where a file's name says nothing (`requirements.txt`), the folder's is taken. What
+another file names (`-r`, `-c`, `conda_file`, a build's `path`) is a part of that one, and so is what starts with `.`,
+`_` or `constraints`.
 """
 
 import os

@@ -10,7 +10,7 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,8 @@ from prefect_environments.core.oci.image import load_object
 from prefect_environments.core.oci.repository import MANIFEST_LIMIT, Manifest, Traffic
 
 REF_NAME = "org.opencontainers.image.ref.name"
-GRACE = 24 * 3600.0
-"""Seconds for which a blob stays that nothing leads to yet, counted from when it was last written or asked for."""
-_TOUCH = 3600.0  # seconds between two such notes: each is a write to the disk
+TOUCH = 3600.0
+"""Seconds between two notes that a blob was asked for: each is a write to the disk. See `core.oci.collect`."""
 _CHUNK = 1024 * 1024
 _INDEX_LIMIT = 256 * 1024 * 1024
 
@@ -54,7 +53,7 @@ class Layout:
     def has(self, blob: Descriptor) -> bool:
         """Whether a blob is there in its whole length; its bytes are verified when they are read.
 
-        It stays for at least `GRACE`, so that who asks can go on to write a manifest that names it.
+        It stays for at least `collect.GRACE`, so that who asks can go on to write a manifest that names it.
         """
         found = self._keep_alive(self.blob_path(blob.digest))
         return found is not None and found.st_size == blob.size
@@ -65,7 +64,7 @@ class Layout:
             found = path.stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
-        if time.time() - found.st_mtime > _TOUCH:
+        if time.time() - found.st_mtime > TOUCH:
             try:
                 os.utime(path)
             except FileNotFoundError:
@@ -73,50 +72,6 @@ class Layout:
             except OSError:
                 pass  # a layout that we may only read is nobody's to collect
         return found if stat.S_ISREG(found.st_mode) else None
-
-    def collect(self, *, keep: Collection[str] = (), older_than: float = GRACE) -> int:
-        """Remove the blobs that no manifest in `index.json`, and none of the digests in `keep`, leads to; gives the
-        bytes. Blobs that were written or asked for in the last `older_than` seconds stay (at least two hours)."""
-        if not self.folder.is_dir():
-            return 0
-        before, freed = time.time() - max(older_than, 2 * _TOUCH), 0
-        with files.storage("collecting blobs", self.folder), files.locked(self.scratch / "collect.lock"):
-            reached = self._reached(keep)
-            for path in sorted((self.folder / "blobs").glob("*/*")):
-                if f"{path.parent.name}:{path.name}" not in reached:
-                    freed += self._collect(path, before)
-        return freed
-
-    def _collect(self, path: Path, before: float) -> int:
-        """Remove one blob, unless somebody looks at it in this very moment: a manifest is put under the same lock."""
-        with files.locked(self.folder / ".lock"), suppress(FileNotFoundError):
-            if path.stat().st_mtime >= before:
-                return 0
-            aside = self.scratch / f"collected-{path.name}"
-            path.rename(aside)  # from here on `has` says no; who touched it just before counts
-            found = aside.stat()
-            if found.st_mtime >= before:
-                aside.rename(path)
-                return 0
-            aside.unlink()
-            return found.st_size
-        return 0
-
-    def _reached(self, keep: Collection[str]) -> set[str]:
-        waiting = [*keep, *(Descriptor.from_json(entry).digest for entry in self.entries())]
-        reached: set[str] = set()
-        while waiting:
-            digest = waiting.pop()
-            path = self.blob_path(digest)
-            if digest in reached:
-                continue
-            try:
-                content = path.read_bytes() if path.stat().st_size <= MANIFEST_LIMIT else b"{}"
-            except FileNotFoundError:
-                continue  # deleted just now; who puts it again looks at its parts again
-            reached |= {digest, *(blob.digest for blob in _parts(content, "config", "layers", "blobs"))}
-            waiting += [item.digest for item in _parts(content, "manifests")]
-        return reached
 
     def create(self) -> None:
         """Make the folder a layout if it is none yet; a folder with other things in it is refused."""
@@ -188,7 +143,7 @@ class LayoutRepository:
             manifest = await self.get_manifest(reference)
         except NotFound:
             return None
-        whole = all(map(self.layout.has, _parts(manifest.content, "config", "layers")))
+        whole = all(map(self.layout.has, parts_of(manifest.content, "config", "layers")))
         return manifest.descriptor if whole else None
 
     async def get_manifest(self, reference: str) -> Manifest:
@@ -314,7 +269,7 @@ class LayoutRepository:
         return Manifest(content, _describe(content))
 
     def _check_parts(self, content: bytes) -> None:
-        parts = _parts(content, "config", "layers", "manifests")
+        parts = parts_of(content, "config", "layers", "manifests")
         if parts:
             self.layout.create()
         with files.locked(self.layout.folder / ".lock") if parts else nullcontext():
@@ -361,7 +316,7 @@ class LayoutRepository:
                 final.chmod(0o644)
 
 
-def _parts(content: bytes, *keys: str) -> list[Descriptor]:
+def parts_of(content: bytes, *keys: str) -> list[Descriptor]:
     """What a manifest names under these keys; one descriptor or a list of them."""
     data = load_object(content, "a manifest")
     found: list[Descriptor] = []

@@ -16,7 +16,7 @@ from prefect_environments.core.prune.policy import PrunePolicy
 from prefect_environments.core.prune.report import PruneRow, RowAction
 from prefect_environments.core.prune.stock import Kind, Ledger, Stored, stored
 from prefect_environments.core.site import Site
-from prefect_environments.core.versions import VersionRecord
+from prefect_environments.core.versions import VersionRecord, VersionStore
 
 if TYPE_CHECKING:
     from prefect_environments.core.prune.run import Protection
@@ -55,13 +55,14 @@ NOTHING = Left()
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """`stock` and `kept` are what there is once the versions that go are gone."""
+    """`stock` and `kept` are what there is once the versions that go are gone, `stores` what has the versions."""
 
     site: Site
     policy: PrunePolicy
     today: date
     stock: Sequence[Stored]
     kept: Sequence[VersionRecord]
+    stores: Sequence[VersionStore]
 
     @property
     def _memory(self) -> Repository:
@@ -93,27 +94,35 @@ class Beside:
                 failed[one.kind] = str(error)
             else:
                 gone.append((one, known))
-        again = await self._needed_again([one for one, _ in gone], protection)
-        for one, known in gone:
-            if one.key in again:
-                logger.info("%s became needed again meanwhile", one.key)
-                await removal.put_back(self.site, self.site.store.repository(one.path), known)
+        again: set[str] = set()
+        unsaid: list[PruneRow] = []
+        try:
+            again = await self._needed_again([one for one, _ in gone], protection)
+            await self._put_back([(one, known) for one, known in gone if one.key in again])
+            done = {one.key for one, _ in gone if one.key not in again}
+            await write_seen(self._memory, {key: day for key, day in left.seen.items() if key not in done})
+        except PrefectEnvironmentsError as error:  # what was removed is told all the same
+            unsaid.append(PruneRow(name="leftovers", action="failed", reason=str(error)))
         removed = [one for one, _ in gone if one.key not in again]
-        await write_seen(self._memory, {k: day for k, day in left.seen.items() if k not in {x.key for x in removed}})
         rows = _rows(removed, "pruned", "that nothing needed", ledger)
         rows += [PruneRow(name=_NAMES[kind], action="failed", reason=why) for kind, why in failed.items()]
-        return [*rows, *left.waiting_rows()]
+        return [*rows, *unsaid, *left.waiting_rows()]
+
+    async def _put_back(self, needed: Sequence[tuple[Stored, removal.Remembered]]) -> None:
+        for one, known in needed:
+            logger.info("%s became needed again meanwhile", one.key)
+            await removal.put_back(self.site, self.site.store.repository(one.path), known)
 
     async def _needed_again(self, gone: Sequence[Stored], protection: "Protection") -> set[str]:
         """What versions that were registered, and flow runs that were made since, need."""
         if not gone:
             return set()
-        known = {(record.name, record.version) for record in self.kept}
-        books = (await self.site.workspace.versions.books()).items()
+        known = {(record.workspace, record.name, record.version) for record in self.kept}
+        books = [pair for store in self.stores for pair in (await store.books()).items()]
         records = [r for name, book in books for r in Shelved.of(name, book).living.values()]
         images = []
         for record in records:
-            if (record.name, record.version) not in known:
+            if (record.workspace, record.name, record.version) not in known:
                 repository = self.site.repository(record.name)
                 try:
                     images.append(stored(repository.path, await repository.get_manifest(record.digest), "image"))

@@ -24,12 +24,14 @@ logger = logging.getLogger(__name__)
 def in_progress(book: Book, version: int) -> bool:
     """Whether somebody prunes the version at this moment, as far as the clocks of two machines agree."""
     announced = [entry for entry in book.entries if entry.kind == "pruning" and entry.version == version]
-    return version in book.life.pruning and bool(announced) and _age(announced[-1]) < LEASE
+    return version in book.life.pruning and bool(announced) and age(announced[-1]) < LEASE
 
 
 async def claim(versions: VersionStore, name: str, image_hash: str) -> None:
     """Before a build looks for an image by its hash: mark the version that has it as used, so that nobody prunes it;
-    where it is being pruned, wait for the end of that, at most `LEASE` seconds."""
+    where it is being pruned, wait for the end of that, at most `LEASE` seconds. What an interrupted prune left is
+    marked too: the one that finishes it then leaves alone what the build finds, or makes again."""
+    marked = set[int]()
     while True:
         try:
             book = await versions.book(name)
@@ -42,20 +44,25 @@ async def claim(versions: VersionStore, name: str, image_hash: str) -> None:
             logger.info("the image of %s is being pruned; waiting for the end of that", name)
             await asyncio.sleep(_GLANCE)
             continue
-        living = [record for record in same if record.version not in gone]
-        if not living:
+        if living := [record for record in same if record.version not in gone]:
+            try:
+                await versions.mark_used(living[-1])
+                return
+            except VersionPruned:  # since the history was read
+                continue
+        interrupted = [record for record in same if record.version not in marked]
+        if not interrupted:
             return
-        try:
-            await versions.mark_used(living[-1])
-            return
-        except VersionPruned:  # since the history was read
-            continue
+        await versions.mark_all_used(interrupted)
+        marked |= {record.version for record in interrupted}  # and look again: somebody may have begun to finish it
 
 
-def _age(entry: Entry) -> float:
+def age(entry: Entry) -> float:
     """Seconds since an entry was written; its clock may be ahead of ours."""
     try:
         written = datetime.fromisoformat(entry.created)
     except ValueError:
         return LEASE
+    if written.tzinfo is None:
+        written = written.replace(tzinfo=UTC)
     return (datetime.now(UTC) - written).total_seconds()

@@ -2,7 +2,8 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from types import MappingProxyType
 from typing import Literal
 
 from prefect_environments.core.errors import VersionNotFound
@@ -55,12 +56,17 @@ class Decision:
 
 
 def decide(
-    shelves: Sequence[Shelved], policy: PrunePolicy, today: date, protected: Collection[str] = ()
+    shelves: Sequence[Shelved],
+    policy: PrunePolicy,
+    today: date,
+    protected: Collection[str] = (),
+    held: Mapping[tuple[str, int], str] = MappingProxyType({}),
 ) -> list[Decision]:
     """A decision for each version of the environments that the policy names.
 
-    `shelves` are all environments, because one may extend another; `protected` are digests of images that somebody
-    needs. Raises `VersionNotFound` for a name that is none.
+    `shelves` are all environments, because one may extend another; `protected` are what somebody needs, as digests of
+    images or as `name:version`; `held` are reasons why versions stay, by name and number. Raises `VersionNotFound` for
+    a name that is none.
     """
     unknown = sorted(set(policy.names) - {shelved.name for shelved in shelves})
     if unknown:
@@ -68,7 +74,7 @@ def decide(
     found = {
         (shelved.name, number): decision
         for shelved in shelves
-        for number, decision in _decided(shelved, policy, today, protected).items()
+        for number, decision in _decided(shelved, policy, today, protected, held).items()
     }
     wanted = {shelved.name for shelved in shelves if not policy.names or shelved.name in policy.names}
     for key, decision in found.items():
@@ -83,8 +89,8 @@ def needed(shelved: Shelved, version: int, policy: PrunePolicy, today: date, pro
     record, labels = shelved.records[version], shelved.life.labels_of(version)
     if labels:
         return f"labelled {', '.join(labels)}"
-    if record.digest and record.digest in protected:
-        return "a flow run or a deployment names its image"
+    if {record.digest or None, f"{record.name}:{version}"}.intersection(protected):
+        return "a flow run or a deployment names it"
     registered, used = _day(record.created), shelved.last_used(version)
     if registered is None or used is None:
         return "the day of its registration cannot be read"
@@ -105,13 +111,20 @@ def extended(records: Iterable[VersionRecord]) -> dict[tuple[str, int], str]:
     return found
 
 
-def _decided(shelved: Shelved, policy: PrunePolicy, today: date, protected: Collection[str]) -> dict[int, Decision]:
+def _decided(
+    shelved: Shelved,
+    policy: PrunePolicy,
+    today: date,
+    protected: Collection[str],
+    held: Mapping[tuple[str, int], str],
+) -> dict[int, Decision]:
     count = policy.keep_archived if shelved.life.archived else policy.keep
     living = shelved.living
     newest = set(list(living)[-count:] if count else [])
     decisions = {}
     for number, record in living.items():
         why = f"among the newest {count}" if number in newest else needed(shelved, number, policy, today, protected)
+        why = why or held.get((shelved.name, number), "")
         used = shelved.last_used(number)
         decisions[number] = Decision(record, "keep" if why else "prune", why or f"not used since {used}")
     for number in sorted(shelved.life.pruning & shelved.records.keys()):
@@ -132,6 +145,7 @@ def _keep_extended(found: dict[tuple[str, int], Decision]) -> None:
 
 def _day(text: str) -> date | None:
     try:
-        return datetime.fromisoformat(text).date()
+        written = datetime.fromisoformat(text)
     except ValueError:  # written by hand
         return None
+    return (written.astimezone(UTC) if written.tzinfo else written).date()

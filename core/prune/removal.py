@@ -76,11 +76,16 @@ async def put_back(site: Site, repository: Repository, known: Remembered) -> Non
             await repository.put_manifest(known.image.content, known.image.descriptor.media_type, tag=tag)
     for manifest in known.attached:
         await repository.put_manifest(manifest.content, manifest.descriptor.media_type)
+    await lock_again(site, repository, known.digest)
+
+
+async def lock_again(site: Site, repository: Repository, digest: str) -> None:
+    """Lock an image that stays after all, where the workspace wants locks."""
     settings = site.workspace.registry_settings
     if settings.azure is not None and settings.azure.lock_registered:
         from prefect_environments.core.azure import acr  # noqa: PLC0415  # Azure's SDK
 
-        await acr.lock_registered(settings, site.workspace.secrets, f"{repository.name}@{known.digest}")
+        await acr.lock_registered(settings, site.workspace.secrets, f"{repository.name}@{digest}")
 
 
 async def _get(repository: Repository, digest: str) -> Manifest | None:

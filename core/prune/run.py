@@ -8,6 +8,7 @@ from typing import Any
 
 from prefect_environments.core.errors import PrefectEnvironmentsError
 from prefect_environments.core.names import slug
+from prefect_environments.core.oci.collect import collect
 from prefect_environments.core.oci.layout import Layout
 from prefect_environments.core.prune import beside
 from prefect_environments.core.prune.plan import Decision, Shelved, decide
@@ -48,14 +49,16 @@ async def prune_environments(
     """
     day = today or datetime.now(UTC).date()
     shelves = await read_shelves(site.workspace.versions)
-    foreign = [record for store in neighbours for one in await read_shelves(store) for record in one.living.values()]
-    stock = await take_stock(site, shelves)
+    others = [one for store in neighbours for one in await read_shelves(store)]
+    foreign = [record for one in others for record in one.living.values()]
+    stock = await take_stock(site, [*shelves, *others])
     protected = with_bases(await protection(), stock)
-    decisions = decide(shelves, policy, day, protected)
+    decisions = decide(shelves, policy, day, protected, _elsewhere(site, shelves, stock))
     gone, sizes = _simulate(site, shelves, decisions, foreign, stock)
     going = {(one.record.name, one.record.version) for one in decisions if one.goes}
     kept = [r for one in shelves for r in one.records.values() if (r.name, r.version) not in going]
-    rest = beside.Beside(site, policy, day, [one for one in stock if one.key not in gone], [*kept, *foreign])
+    stores = site.workspace.versions, *neighbours
+    rest = beside.Beside(site, policy, day, _without(stock, gone), [*kept, *foreign], stores)
     left = await rest.look(protected) if policy.leftovers and not policy.names else beside.NOTHING
     if dry_run:
         rows = [_row(one, "prune" if one.goes else "keep", size) for one, size in zip(decisions, sizes, strict=True)]
@@ -66,13 +69,19 @@ async def prune_environments(
     rows = [await _carry_out(scene, one) for one in decisions]
     rows += await rest.remove(left, scene.ledger, protection)
     freed = 0
-    if isinstance(site.store, Layout):
-        living = [
-            record.digest for one in await read_shelves(site.workspace.versions) for record in one.living.values()
-        ]
-        keep = [digest for digest in (*living, *(record.digest for record in foreign)) if digest]
-        freed = await asyncio.to_thread(site.store.collect, keep=keep)
+    try:
+        freed = await _collect(site, foreign)
+    except PrefectEnvironmentsError as error:
+        rows.append(PruneRow(name="the folder's files", action="failed", reason=str(error)))
     return PruneReport(dry_run=False, rows=tuple(rows), freed=freed)
+
+
+async def _collect(site: Site, foreign: Sequence[VersionRecord]) -> int:
+    if not isinstance(site.store, Layout):
+        return 0
+    living = [record for one in await read_shelves(site.workspace.versions) for record in one.living.values()]
+    keep = [record.digest for record in (*living, *foreign) if record.digest]
+    return await asyncio.to_thread(collect, site.store, keep=keep)
 
 
 async def read_shelves(store: VersionStore) -> list[Shelved]:
@@ -99,6 +108,20 @@ async def _carry_out(scene: Scene, decision: Decision) -> PruneRow:
     return PruneRow(name=record.name, version=record.version, action="failed", reason=why)
 
 
+def _elsewhere(site: Site, shelves: Sequence[Shelved], stock: Sequence[Stored]) -> dict[tuple[str, int], str]:
+    """Why a version stays whose image was put into other repositories than the workspace's of today: it would be left
+    there for ever, and the version could not be used any more."""
+    there = {one.key for one in stock}
+    found = {}
+    for shelved in shelves:
+        here, path = site.repository(shelved.name).name, repository_path(site, shelved.name)
+        for number, record in shelved.living.items():
+            place = record.reference.rpartition("@")[0]
+            if is_ours(record) and place != here and f"{path}@{record.digest}" not in there:
+                found[shelved.name, number] = f"its image was put into {place}, which the workspace does not have today"
+    return found
+
+
 def _simulate(
     site: Site,
     shelves: Sequence[Shelved],
@@ -120,6 +143,8 @@ def _simulate(
             continue
         found = with_attachments(stock, repository_path(site, record.name), record.digest)
         found = [one for one in found if one.digest != record.digest or is_ours(record)]
+        if isinstance(site.store, Layout) and record.digest in {*left.values(), *(one.digest for one in foreign)}:
+            found = [one for one in found if one.digest == record.digest]  # see `VersionPruner`
         gone |= {one.key for one in found}
         sizes.append(ledger.remove(found))
     return gone, sizes

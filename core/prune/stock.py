@@ -82,7 +82,8 @@ def with_attachments(stock: Collection[Stored], path: str, digest: str) -> list[
 
 
 async def take_stock(site: Site, shelves: Sequence[Shelved]) -> list[Stored]:
-    """Everything under the workspace's prefix: one request for each manifest, many at once; a layout is read once.
+    """Everything under the workspace's prefix, where `shelves` are all that keep images there: one request for each
+    manifest, many at once; a layout is read once.
 
     Raises the registry's errors. What is deleted meanwhile is left out.
     """
@@ -90,16 +91,18 @@ async def take_stock(site: Site, shelves: Sequence[Shelved]) -> list[Stored]:
         return await asyncio.to_thread(_of_layout, site.store, site)
     limit = asyncio.Semaphore(AT_ONCE)
     prefix = site.workspace.repository_prefix
-    environments = [_environment(site, shelved, limit) for shelved in shelves]
+    named: dict[str, set[str]] = {}  # of workspaces that share repositories, together
+    for shelved in shelves:
+        known = named.setdefault(repository_path(site, shelved.name), set())
+        known |= {record.digest for record in shelved.records.values() if record.digest}
+    environments = [_environment(site.store.repository(path), digests, limit) for path, digests in named.items()]
     beside = [_tagged(site.store.repository(f"{prefix}{suffix}"), kind, limit) for suffix, kind in _BESIDE.items()]
     return [stored for found in await gather([*environments, *beside]) for stored in found]
 
 
-async def _environment(site: Site, shelved: Shelved, limit: asyncio.Semaphore) -> list[Stored]:
+async def _environment(repository: Repository, named: set[str], limit: asyncio.Semaphore) -> list[Stored]:
     """An environment's repository: what is tagged, what versions name by digest, and what is attached to that."""
-    repository = site.repository(shelved.name)
     images = {stored.digest: stored for stored in await _tagged(repository, "image", limit)}
-    named = {record.digest for record in shelved.records.values() if record.digest}
     more = await gather(_get(repository, digest, limit) for digest in sorted(named - images.keys()))
     images |= {one.descriptor.digest: stored(repository.path, one, "image") for one in more if one}
     attached = await gather(_attached(repository, digest, limit) for digest in sorted(named | images.keys()))

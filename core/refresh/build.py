@@ -1,5 +1,6 @@
 """Build what drifted as it was seen, and register it as the next version."""
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -63,6 +64,12 @@ async def _registered(site: Site, drift: RefreshOutcome, created_by: Mapping[str
             "it again"
         )
     definition = EnvironmentDefinition(**newest.definition)
+    asked = await asyncio.to_thread(steps.definition_hash, site.workspace, definition)
+    if asked != drift.definition_hash:  # a version says what was asked for: builds find it by that
+        raise VersionError(
+            f"what {drift.name} asks for is not what it was when its drift was seen, because the workspace's default "
+            "base image or index is another one, or files that the definition names changed: refresh it again"
+        )
     lock = await kept_lock(site, drift.image_hash)
     built = await steps.build(site, definition, lock)
     origin = {**created_by, "refreshed_from": drift.version}

@@ -26,11 +26,9 @@ from prefect_environments.core.errors import (
 from prefect_environments.core.fleet.locks import keep_lock
 from prefect_environments.core.lock.age import AgeLimit, gone_back
 from prefect_environments.core.lock.model import Lock, LockedPackage
-from prefect_environments.core.oci import digest as digests
 from prefect_environments.core.redact import redact
 from prefect_environments.core.refresh.outcome import RefreshOutcome
-from prefect_environments.core.site import Site, open_repository
-from prefect_environments.core.stores import ImageLocation
+from prefect_environments.core.site import Site
 from prefect_environments.core.versions import VersionRecord
 
 logger = logging.getLogger(__name__)
@@ -90,7 +88,8 @@ class _Look:
     async def _compared(self, record: VersionRecord) -> RefreshOutcome:
         definition = EnvironmentDefinition(**record.definition)
         known = RefreshOutcome(name=record.name, version=record.version, reference=record.reference, status="unchanged")
-        fixed = await self._is_fixed(record, definition)
+        asked = await asyncio.to_thread(steps.definition_hash, self.site.workspace, definition)
+        fixed = self._is_fixed(definition) and asked == record.definition_hash
         if fixed and (definition.pylock or definition.user_managed):
             return known.model_copy(update={"reason": "base and packages are pinned by digest: it cannot drift"})
         old = await self._old_lock(record)
@@ -109,15 +108,14 @@ class _Look:
             await keep_lock(self.site, new)
         drift = {"status": "drifted", "changes": tuple(map(str, diff.changes)), "archive_bytes": diff.archive_bytes}
         reason = await self._age_of_base(definition, new, diff)
-        return known.model_copy(update={**drift, "image_hash": diff.image_hashes[1], "reason": reason})
+        hashed = {"image_hash": diff.image_hashes[1], "definition_hash": asked}
+        return known.model_copy(update={**drift, **hashed, "reason": reason})
 
-    async def _is_fixed(self, record: VersionRecord, definition: EnvironmentDefinition) -> bool:
-        """Whether the base is named by digest, by the very definition that was built."""
+    def _is_fixed(self, definition: EnvironmentDefinition) -> bool:
+        """Whether the base is named by digest."""
         if definition.dockerfile or definition.build_context or definition.extends:
             return False
-        base = definition.base_image or self.site.workspace.default_base_image or ""
-        hashed = await asyncio.to_thread(steps.definition_hash, self.site.workspace, definition)
-        return "@sha256:" in base and hashed == record.definition_hash
+        return "@sha256:" in (definition.base_image or self.site.workspace.default_base_image or "")
 
     async def _old_lock(self, record: VersionRecord) -> Lock:
         try:
@@ -145,28 +143,42 @@ class _Look:
             raise
         except ResolveError:
             if young:
+                await self._without_limit(definition)  # raises what is no matter of age
                 return None
             if not back:
                 raise
-        return new if new and not back else await self._held(definition, back, new)
+        return new if new and not back else await self._held(definition, old, back, new)
 
     async def _fresh(self, definition: EnvironmentDefinition, settled: tuple[LockedPackage, ...] = ()) -> Lock:
         return await steps.resolve(self.site, definition, upgrade=True, age=self.age, settled=settled)
 
-    async def _held(self, definition: EnvironmentDefinition, back: tuple[LockedPackage, ...], new: Lock | None) -> Lock:
-        """With `back` held at their versions; `new` where that is not possible, because one was yanked, perhaps."""
+    async def _without_limit(self, definition: EnvironmentDefinition) -> Lock:
+        return await steps.resolve(self.site, definition, upgrade=True)
+
+    async def _held(
+        self, definition: EnvironmentDefinition, old: Lock, back: tuple[LockedPackage, ...], new: Lock | None
+    ) -> Lock:
+        """With `back` held at their versions; where that is not possible, because one was yanked, perhaps, without
+        those that go back at any age; else `new`."""
         try:
             return await self._fresh(definition, back)
-        except ResolveError:
-            if new is None:
-                raise
-            return new
+        except ResolveError as error:
+            gone = {package.name for package in gone_back(old, await self._without_limit(definition))}
+            young = tuple(package for package in back if package.name not in gone)
+            try:
+                return await self._fresh(definition, young)
+            except ResolveError:
+                if new is None:
+                    raise error from None
+                return new
 
     async def _moved_dockerfile(self, definition: EnvironmentDefinition, old: Lock) -> dict[str, object]:
         """That what goes into a Dockerfile's image is not what it was; found out without building it."""
         if not (definition.dockerfile or definition.build_context):
             return {}
-        name = await _dockerfile_name(self.site, definition)
+        from prefect_environments.core.dockerfiles import current_name  # noqa: PLC0415  # the docker package: if needed
+
+        name = await current_name(self.site, definition)
         if name == old.base.name:
             return {}
         change = Change("~", "base", "base of the Dockerfile, or its context", old.base.name[:23], name[:23])
@@ -182,23 +194,6 @@ class _Look:
             return ""
         young = self.age is not None and created > self.age.moment
         return f"the base was made on {created:%Y-%m-%d}{', after the age limit of packages' if young else ''}"
-
-
-async def _dockerfile_name(site: Site, definition: EnvironmentDefinition) -> str:
-    """What a lock would call the image of the definition's Dockerfile as it is now, with the bases that tags name."""
-    from prefect_environments.core.build.docker.inputs import inputs_digest, open_inputs  # noqa: PLC0415  # if needed
-    from prefect_environments.core.dockerfiles import NAME  # noqa: PLC0415  # the docker package: only where needed
-
-    async def digest_of(image: str) -> str:
-        location = ImageLocation.parse(image)
-        async with open_repository(site, definition, location) as repository:
-            found = await repository.find_manifest(location.identifier)
-        if found is None:
-            raise NotFound(f"the Dockerfile of {definition.name!r} names the image {image}, which does not exist")
-        return found.digest
-
-    async with open_inputs(definition, site.scratch) as inputs:
-        return f"{NAME}:{digests.hex_of(await inputs_digest(inputs, digest_of))}"
 
 
 def _moment(text: object) -> datetime | None:
@@ -221,6 +216,8 @@ def _pins(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
         try:
             asked = Requirement(line.split(" --hash")[0])
         except InvalidRequirement:
+            continue
+        if asked.marker is not None:  # it may be one that does not hold here
             continue
         for one in asked.specifier:
             if one.operator in ("==", "===") and not one.version.endswith(".*"):

@@ -32,6 +32,9 @@ class RefreshOutcome(BaseModel):
         default=(0, 0), description="Bytes of all package files, before and after, as far as they are known."
     )
     image_hash: str = Field(default="", description="Of what it was resolved to, where that drifted.")
+    definition_hash: str = Field(
+        default="", description="Of what was asked for then, the workspace's defaults with it."
+    )
 
     def label(self) -> str:
         """`iris 3`, or `iris 3 → 4`."""

@@ -10,6 +10,7 @@ from prefect_environments.core.errors import (
     PrefectEnvironmentsError,
     RegistryAuthError,
     RegistryUnreachable,
+    StorageError,
 )
 from prefect_environments.core.findings import Finding
 from prefect_environments.core.lock.model import Lock
@@ -52,13 +53,13 @@ class Look:
         return self.site.repository(self.record.name)
 
     async def check(self, name: str, advice: str, work: Callable[["Look"], Awaitable[str]]) -> bool:
-        """Note what `work` finds; it raises for what is wrong. A registry that is out of reach is no finding, but the
-        error that it is."""
+        """Note what `work` finds; it raises for what is wrong. A registry that is out of reach, and a full disk
+        here, are no findings, but the errors that they are."""
         try:
             self.findings.append(Finding(name, True, await work(self)))
         except NotLookedAt as reason:
             self.skipped.append((name, str(reason)))
-        except (RegistryUnreachable, RegistryAuthError):
+        except (RegistryUnreachable, RegistryAuthError, StorageError):
             raise
         except PrefectEnvironmentsError as error:
             self.findings.append(Finding(name, False, str(error), advice))

@@ -116,9 +116,21 @@ async def lock(look: Look) -> str:
         if other.digest != digest and same:
             problems += await _foreign_lock(look, other.digest)
     look.lock = read  # it is the record's, whatever else hangs on the image
-    refuse(problems)
     packages = len(read.packages) + len(read.conda)
+    if same:
+        problems += _foreign_words(look, read, packages)
+    refuse(problems)
     return f"{packages} packages; {'they have the image hash of the record' if same else 'made by another recipe'}"
+
+
+def _foreign_words(look: Look, lock: Lock, packages: int) -> list[str]:
+    """What the record says of the lock's image that is not so: how many packages, and what starts Python."""
+    record, own = look.record, look.definition
+    python = recipe.executable() if lock.managed else own.interpreter_path or "python"
+    problems = [] if record.packages == packages else [f"it has {packages} packages, the record says {record.packages}"]
+    if record.python_path != python:
+        problems.append(f"Python is started by {python}, the record says {record.python_path}")
+    return problems
 
 
 async def _foreign_lock(look: Look, digest: str) -> list[str]:
@@ -144,11 +156,37 @@ async def definition(look: Look) -> str:
     """A definition attached to the image that is the record's."""
     found = await _all_attached(look, attachments.DEFINITION)
     read = [EnvironmentDefinition(**json.loads(content)) for content in found]
+    if look.definition not in read and not any(_same(look, one) for one in read):
+        raise ImageError(f"none of the {len(read)} attached definitions is the record's")
+    if reason := await _other_hash(look):
+        look.skipped.append(("definition", reason))
     if look.definition in read:
         return "the attached definition is the record's"
-    if any(_same(look, one) for one in read):
-        return "the attached definition asks for the same image as the record's"
-    raise ImageError(f"none of the {len(read)} attached definitions is the record's")
+    return "the attached definition asks for the same image as the record's"
+
+
+async def _other_hash(look: Look) -> str:
+    """Why the definition has another hash than the record's, by which builds find the version, where that may be."""
+    record, own = look.record, look.definition
+    made = {**record.created_by, **dict(record.created_by.get("image_by") or {})}
+    if not record.definition_hash:
+        return "the record has no hash of its definition: builds do not find this version"
+    if made.get("recipe", recipe.VERSION) != recipe.VERSION:
+        return "the hash of the definition is another recipe's"
+    try:
+        found = await asyncio.to_thread(steps.definition_hash, look.site.workspace, own)
+    except DefinitionError as error:
+        return f"the hash of the definition was not looked at: {error}"
+    if found == record.definition_hash:
+        return ""
+    based = own.base_image or own.dockerfile or own.build_context or own.extends
+    local = own.build_context or "directory" in own.pylock or any("file:" in line for line in own.requirements)
+    if based and own.index_url and not local:
+        raise ImageError(f"its definition has the hash {found}, the record says {record.definition_hash}")
+    return (
+        f"the definition has the hash {found} here and now, the record's is {record.definition_hash}: the workspace's "
+        "default base image or index, or files that it names, were others, or the record was altered"
+    )
 
 
 def _same(look: Look, other: EnvironmentDefinition) -> bool:

@@ -134,3 +134,36 @@ async def test_the_end_of_a_build_brings_the_cache_to_its_size(tmp_path: Path, m
     async with open_site(Team.on(tmp_path / "images", tmp_path / "versions"), cache=tmp_path / "cache"):
         assert old.exists()
     assert not old.exists()
+
+
+def test_what_may_not_be_removed_does_not_keep_the_rest(tmp_path: Path) -> None:
+    """As on a cache that several users share: here a folder of packages whose files nobody may remove."""
+    fixed, own = put(tmp_path / "wheels" / "fixed", 900), put(tmp_path / "built" / "own", 300)
+    subprocess.run(["chattr", "+i", fixed], check=False, capture_output=True)
+    try:
+        fixed.touch()
+    except PermissionError:
+        pass
+    else:
+        pytest.skip("this file system knows no files that nobody may remove")
+    try:
+        assert cache.trim(tmp_path, 0) > 0
+        assert fixed.exists() and not own.exists()
+    finally:
+        subprocess.run(["chattr", "-i", fixed], check=True)
+
+
+def test_a_full_disk_is_no_reason_to_keep_the_cache(tmp_path: Path) -> None:
+    """Without room for another file, such as a lock or a mark: here because the folder takes no new names."""
+    old = put(tmp_path / "wheels" / "old", 900)
+    subprocess.run(["chattr", "+i", tmp_path], check=False, capture_output=True)
+    try:
+        (tmp_path / "new").touch()
+    except PermissionError:
+        pass
+    else:
+        pytest.skip("this file system knows no folders that take no new names")
+    try:
+        assert cache.trim_now_and_then(tmp_path, 0) > 0 and not old.exists()
+    finally:
+        subprocess.run(["chattr", "-i", tmp_path], check=True)

@@ -112,7 +112,7 @@ def test_each_version_is_told_why_it_stays() -> None:
     assert told[2] == "labelled production" and told[6] == "among the newest 1"
     assert told[3] == "used on 2030-06-27, less than 10 days ago"
     assert told[4] == "registered on 2030-06-25, less than 30 days ago"
-    assert told[5] == "a flow run or a deployment names its image"
+    assert told[5] == "a flow run or a deployment names it"
     assert told[1] == "not used since 2030-03-22"
 
 

@@ -30,6 +30,7 @@ from prefect_environments.core.history import Entry
 from prefect_environments.core.oci import digest as digests
 from prefect_environments.core.oci import layout as layouts
 from prefect_environments.core.oci.artifact import put_artifact
+from prefect_environments.core.oci.collect import GRACE, collect
 from prefect_environments.core.oci.descriptor import Descriptor
 from prefect_environments.core.oci.image import ImageManifest
 from prefect_environments.core.oci.layout import Layout
@@ -426,7 +427,7 @@ async def test_a_builder_whose_layer_tag_goes_before_it_mounts_the_layer_builds_
 async def test_a_layout_frees_what_nothing_leads_to_and_keeps_what_is_young_or_asked_for(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "images")
     repository = layout.repository("a/b")
-    old = time.time() - 3 * layouts.GRACE
+    old = time.time() - 3 * GRACE
     blobs = {}
     for text in ("kept", "old", "young", "asked"):
         blobs[text] = Descriptor("text/plain", digests.of(text.encode()), len(text))
@@ -440,7 +441,7 @@ async def test_a_layout_frees_what_nothing_leads_to_and_keeps_what_is_young_or_a
         os.utime(layout.blob_path(blobs[text].digest), (old, old))
     os.utime(layout.blob_path(kept.digest), (old, old))
     assert await repository.mount_blob(blobs["asked"], "somewhere")  # a writer that relies on it
-    assert layout.collect() == len("old")
+    assert collect(layout) == len("old")
     assert [layout.has(blob) for blob in blobs.values()] == [True, False, True, True]
     assert (await repository.get_manifest("1")).descriptor == kept
 
@@ -453,13 +454,13 @@ async def test_a_manifest_that_loses_its_last_tag_is_not_collected(tmp_path: Pat
         found.append(await put_artifact(layout.repository("a"), blob, text.encode(), tag="t"))
         for path in (layout.folder / "blobs").glob("*/*"):
             os.utime(path, (0, 0))
-    assert layout.collect() == 0
+    assert collect(layout) == 0
     for digest in (one.digest for one in found):
         await validate_artifact(layout, digest)
     await layout.repository("a").delete_manifest(found[1].digest)
     for path in (layout.folder / "blobs").glob("*/*"):
         os.utime(path, (0, 0))
-    assert layout.collect() == 1
+    assert collect(layout) == 1
     await validate_artifact(layout, found[0].digest)
 
 
@@ -473,14 +474,14 @@ async def validate_artifact(layout: Layout, digest: str) -> None:
 async def test_pushes_into_a_layout_that_is_collected_all_the_time_end_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layouts, "_TOUCH", 60.0)
+    monkeypatch.setattr(layouts, "TOUCH", 60.0)
     layout = Layout(tmp_path / "images")
     repository, stop, freed = layout.repository("a"), asyncio.Event(), 0
 
-    async def collect() -> None:
+    async def collecting() -> None:
         nonlocal freed
         while not stop.is_set():
-            freed += await asyncio.to_thread(layout.collect, older_than=120.0)
+            freed += await asyncio.to_thread(collect, layout, older_than=120.0)
 
     async def push(number: int) -> str:
         text = f"shared {number % 3}"
@@ -490,7 +491,7 @@ async def test_pushes_into_a_layout_that_is_collected_all_the_time_end_well(
         await validate_artifact(layout, image.digest)
         return image.digest
 
-    collecting = [asyncio.create_task(collect()) for _ in range(2)]
+    tasks = [asyncio.create_task(collecting()) for _ in range(2)]
     for start in range(0, 80, 8):
         pushed = await gather(push(number) for number in range(start, start + 8))
         for digest in set(pushed):
@@ -499,5 +500,5 @@ async def test_pushes_into_a_layout_that_is_collected_all_the_time_end_well(
             with suppress(FileNotFoundError):
                 os.utime(path, (0, 0))
     stop.set()
-    await asyncio.wait(collecting)
-    assert freed and [task.exception() for task in collecting] == [None, None]
+    await asyncio.wait(tasks)
+    assert freed and [task.exception() for task in tasks] == [None, None]

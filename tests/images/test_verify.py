@@ -185,7 +185,7 @@ async def test_another_image_under_the_tag_that_builds_look_for_is_found(scene: 
     assert wrong.keys() == {"tag"} and other in wrong["tag"] and scene.digest in wrong["tag"]
 
 
-def rewrite(scene: Scene, *, sealed: bool, **fields: str) -> None:
+def rewrite(scene: Scene, *, sealed: bool, **fields: str | int) -> None:
     """Change the stored record; `sealed`, with a digest that fits, as one would who knows how."""
     path = scene.folder / "versions/demo/1.json"
     stored = json.loads(path.read_text())

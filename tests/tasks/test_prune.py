@@ -2,23 +2,26 @@
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
+import httpx
 import pytest
 from prefect import State, flow
-from prefect.client.orchestration import get_client
-from prefect.states import Completed, Scheduled
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.actions import BlockDocumentUpdate
+from prefect.states import Completed, Pending, Scheduled
 
 from prefect_environments import Workspace
 from prefect_environments.core import loop
-from prefect_environments.core.errors import VersionNotFound, VersionPruned
+from prefect_environments.core.errors import VersionError, VersionNotFound, VersionPruned
+from prefect_environments.core.names import document_name, use_name
 from prefect_environments.core.prune.policy import PrunePolicy
 from prefect_environments.core.prune.report import PruneReport, PruneRow
 from prefect_environments.core.versions import VersionRecord
 from prefect_environments.flows import prune_environments
-from prefect_environments.tasks import archive_environment, list_environments, restore_environment
+from prefect_environments.tasks import archive_environment, check_images, list_environments, prune, restore_environment
 from prefect_environments.tasks.prune import _neighbours, images_in_use
 from tests.core.test_versions import draft
 from tests.flows.parts import Run, unique
@@ -29,10 +32,11 @@ POLICY = PrunePolicy(keep=1, older_than_days=30, unused_days=2)
 def registered(workspace: Workspace, number: int) -> VersionRecord:
     """A version that was registered long ago, whose image is lost already."""
     digest = f"sha256:{uuid4().hex * 2}"
+    settings, path = workspace.registry_settings, f"{workspace.repository_prefix}/train"
     old = replace(
         draft(record_hash=str(number), workspace=workspace.name),
         digest=digest,
-        reference=f"registry.example.com/environments/train@{digest}",
+        reference=f"{settings.address}{':' if settings.folder else '/'}{path}@{digest}",
         definition={"name": "train", "base_image": "debian:13"},
         created="2020-01-01T00:00:00+00:00",
     )
@@ -95,7 +99,103 @@ def test_versions_on_the_api_are_pruned_unless_a_run_that_has_not_ended_or_a_dep
     assert {records[0].digest, records[2].digest} <= used and records[1].digest not in used
     rows = shown(prune_environments(remote, dry_run=False, policy=POLICY))
     assert [row.action for row in rows] == ["keep", "pruned", "keep", "keep"]
-    assert rows[0].reason == "a flow run or a deployment names its image"
+    assert rows[0].reason == "a flow run or a deployment names it"
+
+
+def test_versions_that_parameters_name_are_in_use_by_number_by_digest_and_by_block(remote: Workspace) -> None:
+    records = [registered(remote, number) for number in range(3)]
+
+    @flow
+    def train(config: Any = None, environment: Any = None) -> None:
+        pass
+
+    made: list[UUID] = []
+
+    async def queue() -> None:
+        async with get_client() as client:
+            document = await client.read_block_document_by_name(
+                document_name(remote.name, "train", records[2].version), "environment-version"
+            )
+            later: State[Any] = Scheduled(scheduled_time=datetime(2099, 1, 1, tzinfo=UTC))
+            for parameters in (
+                {"config": {"environment": f"train:{records[0].version}"}},
+                {"config": {"environment": f"other:7@{records[1].digest}"}},
+                {"environment": {"$ref": {"block_document_id": str(document.id)}}},
+            ):
+                made.append((await client.create_flow_run(train, parameters=parameters, state=later)).id)
+
+    async def forget() -> None:
+        async with get_client() as client:  # other tests have versions of these names, on the same server
+            for run_id in made:
+                await client.delete_flow_run(run_id)
+
+    loop.run(queue())
+    used = loop.run(images_in_use())
+    assert {f"train:{records[0].version}", records[1].digest, f"train:{records[2].version}", "other:7"} <= used
+    registered(remote, 3)
+    rows = shown(prune_environments(remote, dry_run=False, policy=POLICY))
+    loop.run(forget())
+    assert {row.action for row in rows} == {"keep"}
+
+
+def test_runs_that_end_while_they_are_listed_hide_no_other(remote: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [registered(remote, number) for number in range(6)]
+
+    @flow
+    def nothing() -> None:
+        pass
+
+    async def start() -> set[UUID]:
+        async with get_client() as client:
+            deployment = await client.create_deployment(await client.create_flow(nothing), unique("d"))
+            made = [
+                await client.create_flow_run_from_deployment(
+                    deployment, state=Pending(), job_variables={"image": record.reference}
+                )
+                for record in records
+            ]
+            return {run.id for run in made}
+
+    ours, real, seen = loop.run(start()), PrefectClient.read_flow_runs, set[str]()
+
+    async def ending(self: PrefectClient, **options: Any) -> Any:
+        page = await real(self, **options)
+        for run in page:
+            if run.id in ours:
+                seen.add(str(run.job_variables))
+                await self.set_flow_run_state(run.id, Completed(), force=True)
+        return page
+
+    monkeypatch.setattr(PrefectClient, "read_flow_runs", ending)
+    monkeypatch.setattr(prune, "_PAGE", 2)
+    assert {record.digest for record in records} <= loop.run(images_in_use())
+    assert len(seen) == len(records)
+
+
+def test_an_api_that_cannot_be_asked_is_told_as_what_it_is(remote: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: Any, **__: Any) -> Any:
+        raise httpx.ConnectError("no")
+
+    monkeypatch.setattr(PrefectClient, "read_flow_runs", broken)
+    with pytest.raises(VersionError, match=r"could not be asked.*run again"):
+        loop.run(images_in_use())
+
+
+def test_a_mark_of_use_that_somebody_edited_is_written_anew_and_hides_nothing(remote: Workspace) -> None:
+    one = registered(remote, 0)
+    assert loop.run(remote.versions.mark_used(one)) is True
+
+    async def edit() -> None:
+        async with get_client() as client:
+            name = use_name(remote.name, "train", one.version)
+            found = await client.read_block_document_by_name(name, "environment-history")
+            await client.update_block_document(found.id, BlockDocumentUpdate(data={**found.data, "created": "soon"}))
+
+    loop.run(edit())
+    yesterday = datetime.now(UTC).date() - timedelta(days=1)
+    assert loop.run(remote.versions.book("train")).used[one.version] == yesterday
+    assert loop.run(remote.versions.mark_used(one)) is True
+    assert loop.run(remote.versions.book("train")).used[one.version] > yesterday
 
 
 def test_other_workspaces_with_the_same_repositories_are_found(remote: Workspace) -> None:
@@ -111,6 +211,10 @@ def test_an_archived_environment_is_not_listed_until_it_is_restored(local: Works
     names = [one.name for one in list_environments(local)]
     assert archive_environment("train", local, reason="replaced by train-2") is True
     assert [one.name for one in list_environments(local)] == [name for name in names if name != "train"]
+    assert [(one.name, one.state) for one in check_images(local, ["train"])] == [("train", "missing")]
+    assert check_images(local) == []
+    with pytest.raises(VersionNotFound, match="nothing: not registered"):
+        check_images(local, ["train", "nothing"])
     assert restore_environment("train", local) is True and restore_environment("train", local) is False
     assert [one.name for one in list_environments(local)] == names
     with pytest.raises(VersionNotFound, match="nothing"):
