@@ -35,6 +35,7 @@ from tests.flows.parts import DEPLOYMENT, Run, define, unique
 from tests.images.parts import requests_of
 from tests.support.base import BaseLayout
 from tests.support.registry import Registry
+from tests.support.session import end
 from tests.support.wheels import make_wheel
 
 
@@ -174,11 +175,11 @@ def worker(pool: str, folder: Path) -> Iterator[None]:
     folder.mkdir()
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
     with (folder / "worker.log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             yield
         finally:
-            process.terminate()
+            end(process.pid)
             process.wait(30)
 
 

@@ -65,9 +65,13 @@ class PrefectUI:
         self.page.get_by_role("option", name=block, exact=True).click()
 
     def submit(self) -> str:
-        """Start the run; gives its id, and shows its page."""
-        with self.page.expect_response(re.compile(r"/create_flow_run$")) as answer:
-            self.page.get_by_role("button", name="Submit").click()
+        """Start the run; gives its id, and shows its page. A server whose database is busy is asked again."""
+        for _ in range(10):
+            with self.page.expect_response(re.compile(r"/create_flow_run$")) as answer:
+                self.page.get_by_role("button", name="Submit").click()
+            if answer.value.status != 503:
+                break
+            self.page.wait_for_timeout(1000)
         created = answer.value.json()
         assert answer.value.ok, created
         run_id = str(created["id"])
