@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from typing import Any
 
 VARIABLE = "PREFECT_ENVIRONMENTS_JOB"
@@ -48,7 +49,8 @@ def ask(folder: str, request: dict[str, Any], seconds: float = _PATIENCE) -> dic
     for attempt in range(_ATTEMPTS):
         try:
             with _connect(folder, known, seconds) as connection:
-                connection.sendall(line)
+                with suppress(BrokenPipeError):  # a busy launcher answers, and hangs up, without reading
+                    connection.sendall(line)
                 answer = dict(json.loads(_read(connection)))
         except (OSError, ValueError) as error:
             raise ChannelError(f"the launcher of this job gives no answer: {error}") from None
