@@ -37,7 +37,7 @@ from tests.support.session import Session, end
 from tests.support.wheels import make_wheel
 
 ROOT = Path(__file__).parents[2]
-NAMES, HASHES = 20, 6
+NAMES, HASHES = 20, 4
 UPLOAD = r"^PUT /v2/environments/[^/]+/blobs/uploads/"  # not the lock that is kept for the run
 WORKER = {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_LOGGING_LEVEL": "INFO"}
 CLIENT = "import sys; from tests.flows import test_fleet_machines as own; own.client(sys.argv[1])"
@@ -207,7 +207,7 @@ def test_two_machines_build_each_image_hash_once(
     index: Path,
     tmp_path: Path,
 ) -> None:
-    """Both ask for the same twenty environments of six images at the same time, with a worker each: six runs,
+    """Both ask for the same twenty environments of four images at the same time, with a worker each: four runs,
     the image of each is put together once, and every name has version 1 and no other."""
     pool, wanted = make_pool(), environments(index, NAMES, HASHES)
     name = saved_workspace(fresh_registry.address, base)
