@@ -28,7 +28,7 @@ from prefect.states import Cancelling
 from prefect_environments.blocks import Workspace
 from prefect_environments.core import loop
 from prefect_environments.core.azure.store import KeyVaultSecretStore
-from prefect_environments.core.errors import DefinitionError, JobCancelled, JobError
+from prefect_environments.core.errors import DefinitionError, JobCancelled, JobError, SecretError
 from prefect_environments.core.jobs import run
 from prefect_environments.core.jobs.config import ScriptRunConfig
 from prefect_environments.core.jobs.job_image import ensure_job_image
@@ -149,8 +149,11 @@ def _block_name(config: ScriptRunConfig, record: VersionRecord, workspace: Works
 def _check_vaults(config: ScriptRunConfig, record: VersionRecord, workspace: Workspace) -> None:
     """Refuse references to vaults that the workspace does not know, before anything is sent."""
     store = KeyVaultSecretStore(workspace.vaults, allow_unknown=workspace.allow_unknown_vaults)
-    for reference in _in_vaults(config, record):
-        store.find(reference)
+    for field, reference in _in_vaults(config, record).items():
+        try:
+            store.find(reference)
+        except SecretError as error:
+            raise SecretError(f"{field}: {error}") from None
 
 
 def _needs_vault(config: ScriptRunConfig, record: VersionRecord) -> bool:
@@ -158,10 +161,13 @@ def _needs_vault(config: ScriptRunConfig, record: VersionRecord) -> bool:
     return bool(_in_vaults(config, record))
 
 
-def _in_vaults(config: ScriptRunConfig, record: VersionRecord) -> list[SecretReference]:
-    texts = (*config.secrets, *config.environment_variables.values(), *record.environment_variables.values())
-    found = [SecretReference.parse(text) for text in texts if SecretReference.is_reference(text)]
-    return [reference for reference in found if reference.form != "block"]
+def _in_vaults(config: ScriptRunConfig, record: VersionRecord) -> dict[str, SecretReference]:
+    """The references to Key Vaults by their fields."""
+    variables = {**record.environment_variables, **config.environment_variables}
+    texts = {f"secrets.{number}": text for number, text in enumerate(config.secrets)}
+    texts |= {f"environment_variables.{name}": value for name, value in variables.items()}
+    found = {field: SecretReference.parse(text) for field, text in texts.items() if SecretReference.is_reference(text)}
+    return {field: reference for field, reference in found.items() if reference.form != "block"}
 
 
 def _travelling(config: ScriptRunConfig) -> ScriptRunConfig:
