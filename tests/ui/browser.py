@@ -2,8 +2,8 @@
 
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from playwright.sync_api import Locator, Page, Route, TimeoutError, sync_playwright
@@ -26,15 +26,19 @@ class PrefectUI:
 
     def open_form(self, deployment: str) -> None:
         """From the list of deployments to the form that starts a run of one."""
+
+        def click_through() -> None:
+            self.page.get_by_role("link", name=deployment, exact=True).first.click()
+            self.page.get_by_role("button", name="Run", exact=True).click()
+            self.page.get_by_role("menuitem", name="Custom run").click()
+            self.page.get_by_role("heading", name="Parameters").wait_for()
+            self.field("workspace").wait_for()  # the parameters come after the rest
+
         self.page.goto(f"{self.address}/deployments")
-        self.page.get_by_role("link", name=deployment, exact=True).first.click()
-        self.page.get_by_role("button", name="Run", exact=True).click()
-        self.page.get_by_role("menuitem", name="Custom run").click()
-        self.page.get_by_role("heading", name="Parameters").wait_for()
+        self._patiently(click_through)
 
     def labels(self) -> list[str]:
         """The names of all fields, from top to bottom."""
-        self.field("workspace").wait_for()  # the parameters come after the rest
         return self.page.locator("label").all_inner_texts()
 
     def field(self, label: str) -> Locator:
@@ -88,19 +92,33 @@ class PrefectUI:
 
     def until_shown(self, text: str) -> None:
         """Wait until the page shows a text. Once its run has ended, a page does not look for late log lines."""
-        shown = self.page.get_by_text(text).first
-        for _ in range(PATIENCE // GLANCE):
-            try:
-                return shown.wait_for(timeout=GLANCE)
-            except TimeoutError:
-                self.page.reload()
-        raise AssertionError(f"{self.page.url} has no {text!r}: {self.text()}")
+        self._patiently(self.page.get_by_text(text).first.wait_for)
 
     def open_artifact(self, key: str) -> None:
         """From a run's page to what an artifact of it holds."""
-        self.tab("Artifacts")
-        self.page.get_by_role("link", name=key).first.click()
-        self.page.get_by_role("link", name=re.compile(r"^[0-9a-f]{8}$")).first.click()
+
+        def click_through() -> None:
+            self.tab("Artifacts")
+            self.page.get_by_role("link", name=key).first.click()
+            self.page.get_by_role("link", name=re.compile(r"^[0-9a-f]{8}$")).first.click()
+
+        self._patiently(click_through)
+
+    def _patiently(self, look: Callable[[], None]) -> None:
+        """Do something on this page; where a part is missing, load the page anew, as a person would.
+
+        The UI asks its server once: what a busy server did not answer stays away.
+        """
+        address = self.page.url
+        self.page.set_default_timeout(GLANCE)
+        try:
+            for _ in range(PATIENCE // GLANCE):
+                with suppress(TimeoutError):
+                    return look()
+                self.page.goto(address, timeout=PATIENCE)
+        finally:
+            self.page.set_default_timeout(PATIENCE)
+        raise AssertionError(f"{self.page.url} has not what was looked for: {self.text()}")
 
     def text(self) -> str:
         """All that the page shows."""
