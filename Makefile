@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 # uv is quick; where it cannot reach the packages, pip may, because of settings of its own (pip.conf)
-install = $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt $(1) || { \
+install = $(BIN)/uv pip install --quiet $(2) --python $(BIN)/python -c constraints.txt $(1) || { \
   echo "make: uv could not install; trying pip" >&2; $(BIN)/pip install --quiet -c constraints.txt $(1); }
 INPUTS := pyproject.toml constraints.txt Makefile
 
@@ -62,6 +62,7 @@ $(VENV)/.demo: $(VENV)/.uv
 	$(call install,-e .)
 	@touch $@
 
+# tests start hundreds of processes that import Prefect: compiled once, and not by each of them
 $(VENV)/.dev: $(VENV)/.uv
-	$(call install,-e ".[dev]")
+	$(call install,-e ".[dev]",--compile-bytecode)
 	@touch $@ $(VENV)/.demo

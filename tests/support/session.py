@@ -51,6 +51,7 @@ class Session:
         for name in list(os.environ):
             if (name.startswith("PREFECT_") and name != _VARIABLE) or name.upper() in _CLEARED:
                 del os.environ[name]
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # our processes would compile what they import, each anew
         worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
         os.environ |= {
             "DO_NOT_TRACK": "1",
