@@ -32,6 +32,9 @@ _FILES = ("wheels", "built", "conda")
 """Folders of files, each an entry."""
 _FOLDERS = ("private-wheels", "named", "environments")
 """Folders of folders, each an entry."""
+_UV = "uv"
+"""uv's own cache, which makes local environments, is one entry: its parts name each other, and uv fails where one of
+them is gone. It locks the file `.lock` in it while it works."""
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([kMGT])(i?)B?|B?)\s*")
 _UNITS = {None: 0, "k": 1, "M": 2, "G": 3, "T": 4}
 
@@ -108,6 +111,9 @@ def _entries(cache: Path) -> Iterator[_Entry]:
                 with suppress(OSError):
                     if path.is_dir() and not path.is_symlink() if whole else path.is_file():
                         yield _entry(path)
+    if (cache / _UV).is_dir():
+        with suppress(OSError):
+            yield _entry(cache / _UV)
 
 
 def _entry(path: Path) -> _Entry:
@@ -128,22 +134,29 @@ def _remove(entry: _Entry, before: float) -> bool:
     """Remove one entry, unless somebody holds it or used it since it was looked at."""
     path = entry.path
     with ExitStack() as stack, suppress(OSError):  # gone already, or another user's
-        if path.parent.name == "environments":  # see `core.jobs.local_environment`
-            for lock in (path.with_name(f"{path.name.partition('-')[0]}.lock"), _used(path)):
-                try:
-                    fcntl.flock(stack.enter_context(lock.open("ab")), fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return False
+        for lock in _locks(path):
+            try:
+                fcntl.flock(stack.enter_context(lock.open("ab")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
         if _entry(path).used > before:
             return False
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink()
-        return not path.exists()
+        doomed = [path]
+        if path.name == _UV:  # what names others (wheels-v…) before what is named (archive-v…)
+            doomed = [one for one in sorted(path.iterdir(), reverse=True) if one.name != ".lock"]
+        for one in doomed:
+            if one.is_dir():
+                shutil.rmtree(one, ignore_errors=True)
+            else:
+                one.unlink()
+            if one.exists():
+                return False
+        return True
     return False
 
 
-def _used(path: Path) -> Path:
-    """What a process holds that uses a folder."""
-    return path.with_name(f"{path.name}.used")
+def _locks(path: Path) -> tuple[Path, ...]:
+    """What a process holds that makes or uses an entry."""
+    if path.parent.name == "environments":  # see `core.jobs.local_environment`
+        return path.with_name(f"{path.name.partition('-')[0]}.lock"), path.with_name(f"{path.name}.used")
+    return (path / ".lock",) if path.name == _UV else ()

@@ -1,7 +1,7 @@
 """Labels: names such as `production` that are moved from version to version.
 
 What counts is the history of the environment, where no move is lost. The image is tagged with the label, too, for
-consumers who know nothing of it; the tag follows the history, and is put right by the next who sets any label of it.
+consumers who know nothing of it; the tag follows the history, and is put right by the next who sets that label.
 """
 
 import logging
@@ -87,13 +87,15 @@ async def remove_label(
         )
 
     written = await site.workspace.versions.append(name, decide)
-    if not await site.repository(name).delete_tag(label) and written is not None:
+    repository = site.repository(name)
+    if not await repository.delete_tag(label) and written is not None and await repository.find_manifest(label):
         logger.warning(
             "%s: the label %s is removed, but its tag in %s is not: the registry cannot delete tags by themselves",
             name,
             label,
-            site.repository(name).name,
+            repository.name,
         )
+    await _tag(site, name, label)  # whoever set it anew meanwhile may have tagged before the tag was deleted
     return written is not None
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from datetime import UTC, date, datetime
 from typing import Any
 
 from prefect_environments.core.errors import VersionError
@@ -87,6 +88,15 @@ _FIELDS: dict[str, type] = {
     for f in fields(VersionRecord)
     if f.name != "extra"
 }
+
+
+def day_of(created: str) -> date | None:
+    """The day (UTC) of a record's `created`; `None` for what no release wrote so, but somebody by hand."""
+    try:
+        written = datetime.fromisoformat(created)
+    except ValueError:
+        return None
+    return (written.astimezone(UTC) if written.tzinfo else written).date()
 
 
 def canonical(document: Mapping[str, Any]) -> bytes:

@@ -19,7 +19,7 @@ from prefect_environments.core.folder_shelf import FolderShelf
 from prefect_environments.core.history import Entry, Life
 from prefect_environments.core.names import check_name, check_workspace_name
 from prefect_environments.core.shelf import Book, Shelf
-from prefect_environments.core.version_record import SCHEMA_VERSION, VersionRecord, canonical, checked_record
+from prefect_environments.core.version_record import SCHEMA_VERSION, VersionRecord, canonical, checked_record, day_of
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -245,12 +245,7 @@ class ShelvedVersions:
 
 def last_used(book: Book, record: VersionRecord) -> date:
     """The day when a version was last handed out: that of its registration, or a later one."""
-    marked = book.used.get(record.version, date.min)
-    try:
-        created = datetime.fromisoformat(record.created)
-    except ValueError:  # written by hand
-        return marked
-    return max(marked, (created.astimezone(UTC) if created.tzinfo else created).date())
+    return max(book.used.get(record.version, date.min), day_of(record.created) or date.min)
 
 
 def _check_lives(life: Life, record: VersionRecord) -> None:

@@ -4,6 +4,7 @@ import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
@@ -80,8 +81,9 @@ def restore_environment(name: str, workspace: Workspace, reason: str = "") -> bo
 
 
 async def images_in_use() -> frozenset[str]:
-    """What Prefect's runs need: digests in the job variables and parameters of flow runs that have not ended and of
-    deployments, and in work pools' templates; `name:version` where parameters name a version so, or by its block.
+    """What Prefect's runs need: digests in the job variables and parameters of flow runs that have not ended, of
+    deployments and their schedules, and in work pools' templates; `name:version` where parameters name a version so,
+    or by its block.
 
     Raises `VersionError` where the API cannot be asked.
     """
@@ -91,7 +93,8 @@ async def images_in_use() -> frozenset[str]:
             async for run in _not_ended(client):
                 named.look(run.job_variables, run.parameters)
             async for deployment in _deployments(client):
-                named.look(deployment.job_variables, deployment.parameters)
+                scheduled = [schedule.parameters for schedule in deployment.schedules]
+                named.look(deployment.job_variables, deployment.parameters, scheduled)
             offset = 0
             while pools := await client.read_work_pools(limit=_PAGE, offset=offset):
                 for pool in pools:
@@ -102,11 +105,14 @@ async def images_in_use() -> frozenset[str]:
                     data = (await client.read_block_document(UUID(block))).data
                     named.found.add(f"{data.get('name')}:{data.get('version')}")
     except (httpx.HTTPError, PrefectException) as error:
-        raise VersionError(
-            f"the Prefect API could not be asked what flow runs need ({type(error).__name__}), so nothing more is "
-            "pruned; run again"
-        ) from error
+        raise _unasked("what flow runs need", error) from error
     return frozenset(named.found)
+
+
+def _unasked(what: str, error: Exception) -> VersionError:
+    return VersionError(
+        f"the Prefect API could not be asked {what} ({type(error).__name__}), so nothing more is pruned; run again"
+    )
 
 
 async def _not_ended(client: PrefectClient) -> AsyncIterator[FlowRun]:
@@ -181,8 +187,13 @@ def report_pruned(report: PruneReport, workspace: str) -> None:
 async def _neighbours(workspace: Workspace) -> list[VersionStore]:
     """The versions of other saved workspaces whose images are in the same repositories."""
     place = workspace.registry_settings.address, workspace.repository_prefix
-    async with get_client() as client:
-        saved = await client.read_block_documents_by_type(Workspace.get_block_type_slug(), include_secrets=False)
+    try:
+        async with get_client() as client:
+            saved = await client.read_block_documents_by_type(Workspace.get_block_type_slug(), include_secrets=False)
+    except (httpx.HTTPError, PrefectException) as error:
+        if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == HTTPStatus.NOT_FOUND:
+            return []  # the API has not heard of this type of block: nobody saved one there
+        raise _unasked("which workspaces share the repositories", error) from error
     found = []
     for document in saved:
         missing = DefinitionError(f"the workspace {document.name} was removed meanwhile; run again")

@@ -204,7 +204,10 @@ class LayoutRepository:
         if not path.is_file():
             raise NotFound(f"{self.name} has no blob {descriptor.digest}")
         with files.storage("reading an image layout", path):
-            file = path.open("rb")
+            try:
+                file = path.open("rb")
+            except FileNotFoundError:  # deleted just now
+                raise NotFound(f"{self.name} has no blob {descriptor.digest}") from None
         with file:
             while chunk := await asyncio.to_thread(file.read, _CHUNK):
                 size += len(chunk)
@@ -243,7 +246,10 @@ class LayoutRepository:
             if kind is None or (artifact_type is not None and kind != artifact_type):
                 continue
             item = Descriptor.from_json(entry)
-            manifest = await self._read(self.layout.blob_path(item.digest), item.digest)
+            try:
+                manifest = await self._read(self.layout.blob_path(item.digest), item.digest)
+            except NotFound:  # deleted since the index was read
+                continue
             data = load_object(manifest.content, "a manifest")
             subject = data.get("subject")
             if isinstance(subject, dict) and subject.get("digest") == digest:
@@ -261,9 +267,12 @@ class LayoutRepository:
 
     async def _read(self, path: Path, digest: str) -> Manifest:
         with files.storage("reading an image layout", path):
-            if path.stat().st_size > MANIFEST_LIMIT:
-                raise ImageError(f"{path} is larger than a manifest may be ({MANIFEST_LIMIT} bytes)")
-            content = path.read_bytes()
+            try:
+                if path.stat().st_size > MANIFEST_LIMIT:
+                    raise ImageError(f"{path} is larger than a manifest may be ({MANIFEST_LIMIT} bytes)")
+                content = path.read_bytes()
+            except FileNotFoundError:  # deleted just now
+                raise NotFound(f"{self.name} has no manifest {digest}") from None
         if digests.hasher(digest).name != "sha256" or digests.of(content) != digest:
             raise DigestMismatch(f"{path} is not what its name says; remove it and push the image again")
         return Manifest(content, _describe(content))
@@ -272,7 +281,8 @@ class LayoutRepository:
         parts = parts_of(content, "config", "layers", "manifests")
         if parts:
             self.layout.create()
-        with files.locked(self.layout.folder / ".lock") if parts else nullcontext():
+        guard = files.locked(self.layout.folder / ".lock") if parts else nullcontext()
+        with files.storage("writing an image layout", self.layout.folder), guard:
             missing = [blob for blob in parts if not self.layout.has(blob)]
         if missing:
             raise NotFound(

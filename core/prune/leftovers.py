@@ -12,7 +12,7 @@ from prefect_environments.core import canonical
 from prefect_environments.core.build.base import read_all
 from prefect_environments.core.errors import ImageError, NotFound
 from prefect_environments.core.oci import digest as digests
-from prefect_environments.core.oci.artifact import put_artifact
+from prefect_environments.core.oci.artifact import EMPTY_DESCRIPTOR, put_artifact
 from prefect_environments.core.oci.descriptor import Descriptor
 from prefect_environments.core.oci.image import ImageManifest
 from prefect_environments.core.oci.repository import Repository
@@ -39,6 +39,7 @@ def unneeded(stock: Iterable[Stored], kept: Iterable[VersionRecord], protected: 
     in_jobs = {blob for one in jobs for blob in one.blobs}
     bases = {one.base for one in images} | {one.digest for one in images} | {record.digest for record in records}
     hashes = {digests.hex_of(record.image_hash) for record in records if record.image_hash}
+    hashes |= {one.removeprefix("sha256:") for one in protected}  # a run that waits builds the lock of its image hash
     needs: dict[Kind, Callable[[Stored], bool]] = {
         "layer": lambda one: bool(_content(one) & in_images),
         "job": lambda one: one.digest in protected,
@@ -81,7 +82,4 @@ async def write_seen(repository: Repository, seen: Seen) -> None:
 
 def _content(one: Stored) -> set[str]:
     """Its own blobs: not the empty config that all artifacts share."""
-    return {blob for blob in one.blobs if blob not in (one.digest, _EMPTY)}
-
-
-_EMPTY = digests.of(b"{}")
+    return {blob for blob in one.blobs if blob not in (one.digest, EMPTY_DESCRIPTOR.digest)}

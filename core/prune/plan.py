@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from types import MappingProxyType
 from typing import Literal
 
@@ -10,7 +10,7 @@ from prefect_environments.core.errors import VersionNotFound
 from prefect_environments.core.history import Life
 from prefect_environments.core.prune.policy import PrunePolicy
 from prefect_environments.core.shelf import Book
-from prefect_environments.core.version_record import VersionRecord
+from prefect_environments.core.version_record import VersionRecord, day_of
 
 Action = Literal["keep", "prune", "finish"]
 
@@ -38,7 +38,7 @@ class Shelved:
 
     def last_used(self, version: int) -> date | None:
         """The day when a version was registered or last used; `None` where no readable day is stored."""
-        days = [self.used.get(version), _day(self.records[version].created)]
+        days = [self.used.get(version), day_of(self.records[version].created)]
         return max((day for day in days if day is not None), default=None)
 
 
@@ -91,7 +91,7 @@ def needed(shelved: Shelved, version: int, policy: PrunePolicy, today: date, pro
         return f"labelled {', '.join(labels)}"
     if {record.digest or None, f"{record.name}:{version}"}.intersection(protected):
         return "a flow run or a deployment names it"
-    registered, used = _day(record.created), shelved.last_used(version)
+    registered, used = day_of(record.created), shelved.last_used(version)
     if registered is None or used is None:
         return "the day of its registration cannot be read"
     if registered > today - timedelta(days=policy.older_than_days):
@@ -141,11 +141,3 @@ def _keep_extended(found: dict[tuple[str, int], Decision]) -> None:
             return
         for key in more:
             found[key] = replace(found[key], action="keep", reason=f"{by[key]} extends it")
-
-
-def _day(text: str) -> date | None:
-    try:
-        written = datetime.fromisoformat(text)
-    except ValueError:  # written by hand
-        return None
-    return (written.astimezone(UTC) if written.tzinfo else written).date()

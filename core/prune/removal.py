@@ -1,15 +1,14 @@
 """Manifests out of a repository, and back: nothing is deleted whose bytes are not remembered first."""
 
-import asyncio
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from prefect_environments.core.distribution.listings import fallback_tag
 from prefect_environments.core.errors import NotFound, RegistryAuthError, RegistryError
 from prefect_environments.core.oci.layout import Layout
 from prefect_environments.core.oci.repository import Manifest, Repository
-from prefect_environments.core.registry_settings import RegistrySettings
 from prefect_environments.core.site import Site
 
 _REFUSED = (400, 405, 501)
@@ -23,10 +22,6 @@ class Remembered:
     tags: tuple[str, ...]
     image: Manifest | None
     attached: tuple[Manifest, ...]
-
-    @property
-    def found(self) -> bool:
-        return self.image is not None or bool(self.attached)
 
 
 async def check_deletion(repository: Repository) -> None:
@@ -59,7 +54,7 @@ async def take_away(site: Site, repository: Repository, known: Remembered, *, im
     """Delete an image with its tags, then what is attached to it, then the list of that; in this order, so that an
     interrupted run finds what is left. Without `image` only what is attached goes."""
     if image and known.image is not None:
-        await _unlock(site.workspace.registry_settings, site, repository, known.digest)
+        await _unlock(site, repository, known.digest)
         await repository.delete_manifest(known.digest)
     for manifest in known.attached:
         await repository.delete_manifest(manifest.descriptor.digest)
@@ -76,7 +71,8 @@ async def put_back(site: Site, repository: Repository, known: Remembered) -> Non
             await repository.put_manifest(known.image.content, known.image.descriptor.media_type, tag=tag)
     for manifest in known.attached:
         await repository.put_manifest(manifest.content, manifest.descriptor.media_type)
-    await lock_again(site, repository, known.digest)
+    if known.image is not None:
+        await lock_again(site, repository, known.digest)
 
 
 async def lock_again(site: Site, repository: Repository, digest: str) -> None:
@@ -95,13 +91,11 @@ async def _get(repository: Repository, digest: str) -> Manifest | None:
         return None
 
 
-async def _unlock(settings: RegistrySettings, site: Site, repository: Repository, digest: str) -> None:
+async def _unlock(site: Site, repository: Repository, digest: str) -> None:
+    settings = site.workspace.registry_settings
     if settings.azure is None or not settings.azure.lock_registered:
         return
     from prefect_environments.core.azure import acr  # noqa: PLC0415  # Azure's SDK
 
-    try:
-        resolved = await settings.resolved(site.workspace.secrets)
-        await acr.set_lock(resolved, repository.path, digest, locked=False)
-    except NotFound:
-        await asyncio.sleep(0)  # somebody else deleted it
+    with suppress(NotFound):  # somebody else deleted it
+        await acr.set_lock(await settings.resolved(site.workspace.secrets), repository.path, digest, locked=False)

@@ -14,14 +14,21 @@ from prefect_environments.core.prune import beside
 from prefect_environments.core.prune.plan import Decision, Shelved, decide
 from prefect_environments.core.prune.policy import PrunePolicy
 from prefect_environments.core.prune.removal import check_deletion
-from prefect_environments.core.prune.report import PruneReport, PruneRow
-from prefect_environments.core.prune.stock import Ledger, Stored, repository_path, take_stock, with_attachments
+from prefect_environments.core.prune.report import PruneReport, PruneRow, RowAction
+from prefect_environments.core.prune.stock import (
+    Ledger,
+    Stored,
+    repository_path,
+    take_stock,
+    with_attachments,
+    with_bases,
+)
 from prefect_environments.core.prune.versions import Scene, VersionPruner, is_ours
 from prefect_environments.core.site import Site
 from prefect_environments.core.versions import VersionRecord, VersionStore
 
 Protection = Callable[[], Awaitable[frozenset[str]]]
-"""Gives the digests of images that somebody needs at this moment."""
+"""Gives what somebody needs at this moment: digests of images, image hashes, and versions as `name:version`."""
 
 logger = logging.getLogger(__name__)
 
@@ -89,11 +96,6 @@ async def read_shelves(store: VersionStore) -> list[Shelved]:
     return [Shelved.of(name, book) for name, book in sorted((await store.books()).items())]
 
 
-def with_bases(protected: frozenset[str], stock: Sequence[Stored]) -> frozenset[str]:
-    """Also the environments' images under the job images that are protected."""
-    return protected | {one.base for one in stock if one.kind == "job" and one.digest in protected and one.base}
-
-
 async def _carry_out(scene: Scene, decision: Decision) -> PruneRow:
     if not decision.goes:
         return _row(decision, "keep")
@@ -154,6 +156,6 @@ def _without(stock: Sequence[Stored], gone: set[str]) -> list[Stored]:
     return [one for one in stock if one.key not in gone]
 
 
-def _row(decision: Decision, action: Any, size: int = 0) -> PruneRow:
+def _row(decision: Decision, action: RowAction, size: int = 0) -> PruneRow:
     record = decision.record
     return PruneRow(name=record.name, version=record.version, action=action, reason=decision.reason, bytes=size)

@@ -77,8 +77,13 @@ class Ledger:
 
 
 def with_attachments(stock: Collection[Stored], path: str, digest: str) -> list[Stored]:
-    """An image and what is attached to it."""
-    return [one for one in stock if one.path == path and digest in (one.digest, one.subject)]
+    """An image and what is attached to it; nothing for a version that names no digest."""
+    return [one for one in stock if digest and one.path == path and digest in (one.digest, one.subject)]
+
+
+def with_bases(protected: frozenset[str], stock: Iterable[Stored]) -> frozenset[str]:
+    """Also the environments' images under the job images that are protected."""
+    return protected | {one.base for one in stock if one.kind == "job" and one.digest in protected and one.base}
 
 
 async def take_stock(site: Site, shelves: Sequence[Shelved]) -> list[Stored]:
@@ -169,8 +174,8 @@ def stored(path: str, manifest: Manifest, kind: Kind, tags: Sequence[str] = ()) 
         parts = [data.get("config"), *(data.get("layers") or []), *(data.get("manifests") or [])]
         blobs |= {blob.digest: blob.size for blob in map(Descriptor.from_json, filter(None, parts))}
         subject = Descriptor.from_json(data["subject"]).digest if data.get("subject") else ""
-        notes, artifact = data.get("annotations") or {}, data.get("artifactType")
-    except (ImageError, TypeError):
+        notes, artifact = dict(data.get("annotations") or {}), data.get("artifactType")
+    except (ImageError, TypeError, ValueError):
         kind = "other"
     if kind == "layer" and not all(map(_HASH.fullmatch, tags)):
         kind = "other"  # facts of bases, reports, the list of leftovers

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from prefect_environments.core import steps
-from prefect_environments.core.errors import PrefectEnvironmentsError
+from prefect_environments.core.redact import redact
 from prefect_environments.core.versions import VersionRecord
 from prefect_environments.core.workspace import Workspace
 
@@ -40,5 +40,5 @@ async def _mark(workspace: Workspace, record: VersionRecord, every: float) -> No
         await asyncio.sleep(every)
         try:
             await steps.mark_used(workspace, record)
-        except PrefectEnvironmentsError as error:
-            logger.warning("the running job could not note that it uses its version: %s", error)
+        except Exception as error:  # whatever it is: the job's end would raise it in place of its result
+            logger.warning("the running job could not note that it uses its version: %s", redact(str(error)))

@@ -27,7 +27,7 @@ from prefect_environments.core.prune.claims import HOLD, age, in_progress
 from prefect_environments.core.prune.plan import Decision, Shelved, decide, extended, needed
 from prefect_environments.core.prune.policy import PrunePolicy
 from prefect_environments.core.prune.report import PruneRow, RowAction
-from prefect_environments.core.prune.stock import Ledger, Stored, repository_path, with_attachments
+from prefect_environments.core.prune.stock import Ledger, Stored, repository_path, with_attachments, with_bases
 from prefect_environments.core.shelf import Book
 from prefect_environments.core.site import Site
 from prefect_environments.core.versions import VersionRecord, VersionStore
@@ -65,9 +65,8 @@ class Scene:
         """Digests of images in use, and of those that job images in use were put on; some seconds old at most: jobs
         also mark the versions that they use."""
         if time.monotonic() - self._asked > _FRESH:
-            found = await self.protection()
-            jobs = (one for one in self.stock if one.kind == "job" and one.digest in found and one.base)
-            self._protected, self._asked = found | {one.base for one in jobs}, time.monotonic()
+            self._protected = with_bases(await self.protection(), self.stock)
+            self._asked = time.monotonic()
         return self._protected
 
     async def living(self) -> Sequence[VersionRecord]:

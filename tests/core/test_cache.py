@@ -70,6 +70,29 @@ def test_an_environment_that_is_being_made_stays(tmp_path: Path) -> None:
         assert made.exists()
 
 
+def uv_cache(folder: Path, age: float) -> Path:
+    """uv's own cache, last used `age` hours ago."""
+    put(folder / "uv" / ".lock", age, 0)
+    unpacked = put(folder / "uv" / "archive-v0" / "abc" / "module.py", age)
+    then = time.time() - age * 3600
+    for place in (*unpacked.parents,)[:3]:
+        os.utime(place, (then, then))
+    return unpacked
+
+
+def test_the_cache_of_uv_counts_and_goes_as_a_whole_unless_uv_works_in_it(tmp_path: Path) -> None:
+    """Its lock stays: a uv that waits for it goes on in an empty cache."""
+    young, old = uv_cache(tmp_path / "a", 1), uv_cache(tmp_path / "b", 500)
+    assert cache.trim(tmp_path / "a", 0) == 0 and young.exists()
+    with (tmp_path / "b" / "uv" / ".lock").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        assert cache.trim(tmp_path / "b", 0) == 0 and old.exists()
+    assert cache.trim(tmp_path / "b", 2 * BLOCK) == 0 and old.exists()
+    newer = put(tmp_path / "b" / "wheels" / "newer", 400)
+    assert cache.trim(tmp_path / "b", BLOCK + BLOCK // 2) >= BLOCK
+    assert newer.exists() and [path.name for path in (tmp_path / "b" / "uv").iterdir()] == [".lock"]
+
+
 def test_temporary_files_of_builds_are_left_to_them(tmp_path: Path) -> None:
     half = put(tmp_path / "wheels" / "tmp-abc", 900)
     cache.trim(tmp_path, 0)

@@ -1,6 +1,7 @@
 """What a prune would do, as a pure function of what is stored; and who sees whom of builds and prunes."""
 
 import asyncio
+import json
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -14,12 +15,15 @@ from pydantic import ValidationError
 from prefect_environments.core import archive
 from prefect_environments.core.errors import VersionNotFound, VersionPruned
 from prefect_environments.core.history import Entry, Life
+from prefect_environments.core.oci import descriptor as types
 from prefect_environments.core.oci import digest as digests
+from prefect_environments.core.oci.descriptor import Descriptor
+from prefect_environments.core.oci.repository import Manifest
 from prefect_environments.core.prune import claims
 from prefect_environments.core.prune.leftovers import is_due, sighted, unneeded
 from prefect_environments.core.prune.plan import Decision, Shelved, decide
 from prefect_environments.core.prune.policy import PrunePolicy
-from prefect_environments.core.prune.stock import Ledger, Stored
+from prefect_environments.core.prune.stock import Ledger, Stored, stored, with_attachments
 from prefect_environments.core.prune.use import marked_as_used
 from prefect_environments.core.versions import FolderVersionStore, VersionRecord
 from tests.core.test_versions import draft
@@ -156,6 +160,23 @@ def test_bytes_are_counted_when_the_last_that_refers_to_them_goes() -> None:
     assert ledger.remove([two]) == 201
 
 
+def test_a_version_without_a_digest_takes_no_image_of_others_along() -> None:
+    """Records have had a digest since the first release, but need none to be read."""
+    image = kept("image", "m1", "a", path="environments/train")
+    lock = kept("attachment", "m2", path="environments/train", subject="m1")
+    assert with_attachments([image, lock], "environments/train", "m1") == [image, lock]
+    assert with_attachments([image, lock], "environments/train", "") == []
+
+
+@pytest.mark.parametrize("notes", ["[1]", '["ab", "abc"]', "5", '"text"'])
+def test_a_manifest_with_odd_annotations_keeps_what_it_names(notes: str) -> None:
+    blob = Descriptor("text/plain", digests.of(b"x"), 7)
+    text = f'{{"layers": [{json.dumps(blob.to_json())}], "annotations": {notes}}}'.encode()
+    own = Descriptor(types.IMAGE_MANIFEST, digests.of(text), len(text))
+    found = stored("environments-layers", Manifest(text, own), "layer", ["1" * 64])
+    assert found.kind == "other" and found.blobs == {own.digest: len(text), blob.digest: 7}
+
+
 def test_leftovers_are_what_no_image_no_version_and_no_run_needs() -> None:
     record = replace(version(1, digest="sha256:" + "1" * 64), image_hash="sha256:" + "2" * 64)
     image = kept("image", record.digest, "used-layer", path="environments/train", base="base")
@@ -166,6 +187,7 @@ def test_leftovers_are_what_no_image_no_version_and_no_run_needs() -> None:
         kept("runtime", "r1", "runtime-layer"),
         kept("build", "base"),
         kept("lock", "k1", tags=("2" * 64,)),
+        kept("lock", "k3", tags=("4" * 64,)),
         kept("other", "o1"),
     ]
     left = [
@@ -175,7 +197,7 @@ def test_leftovers_are_what_no_image_no_version_and_no_run_needs() -> None:
         kept("build", "b2"),
         kept("lock", "k2", tags=("3" * 64,)),
     ]
-    assert unneeded([*needed, *left], [record], {"j1"}) == left
+    assert unneeded([*needed, *left], [record], {"j1", "sha256:" + "4" * 64}) == left
 
 
 def test_a_leftover_goes_only_after_it_was_seen_unneeded_for_long_and_is_forgotten_once_it_is_needed() -> None:
@@ -240,6 +262,25 @@ async def test_a_job_marks_its_version_at_its_start_and_again_while_it_runs(stor
     with pytest.raises(VersionPruned):
         async with marked_as_used(Here(), record):  # type: ignore[arg-type]
             raise AssertionError("a job started in an image that is going")
+
+
+async def test_a_mark_that_fails_in_a_way_that_nobody_foresaw_costs_no_job_its_result(
+    store: FolderVersionStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Here:
+        versions = store
+
+    (record,) = await store.versions("train")
+    tried = asyncio.Event()
+
+    async def broken(_record: VersionRecord) -> bool:
+        tried.set()
+        raise RuntimeError("no such thing")
+
+    async with marked_as_used(Here(), record, every=0.01):  # type: ignore[arg-type]
+        monkeypatch.setattr(store, "mark_used", broken)
+        await asyncio.wait_for(tried.wait(), 60)
+    assert "could not note that it uses its version: no such thing" in caplog.text
 
 
 async def test_an_archived_environment_is_not_listed_and_still_usable_until_it_is_restored(

@@ -93,6 +93,39 @@ async def test_a_label_that_is_removed_names_nothing_and_what_there_is_is_told(
     assert await tagged(site, "production") == "" or "cannot delete tags" in caplog.text
 
 
+async def test_a_label_that_is_set_anew_while_it_is_removed_keeps_its_tag(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = await site.workspace.versions.get("train", 2)
+    await labels.set_label(site, "train", "production", 1)
+    repository = type(site.repository("train"))
+    real = repository.delete_tag
+
+    async def set_meanwhile(self: Any, tag: str) -> bool:
+        await labels.set_label(site, "train", "production", 2)
+        return await real(self, tag)
+
+    monkeypatch.setattr(repository, "delete_tag", set_meanwhile)
+    assert await labels.remove_label(site, "train", "production") is True
+    assert await find_version(site.workspace, "train", label="production") == two
+    assert await tagged(site, "production") == two.digest
+
+
+async def test_the_label_of_an_image_that_stays_where_it_is_has_no_tag_to_be_missed(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = site.store.repository("library/own")
+    blob = Descriptor("text/plain", digests.of(b"own"), 3)
+    image = await put_artifact(place, blob, b"own", tag="1")
+    own = EnvironmentDefinition(name="train", base_image="debian:13", user_managed=True).model_dump(mode="json")
+    reference = reference_of(place, image.digest)
+    draft_ = replace(draft(record_hash="own"), reference=reference, digest=image.digest, definition=own)
+    record = await site.workspace.versions.register(draft_)
+    await labels.set_label(site, "train", "production", record.version)
+    assert await labels.remove_label(site, "train", "production") is True
+    assert "cannot delete tags" not in caplog.text
+
+
 async def test_movers_at_the_same_time_lose_no_move_and_leave_the_tag_where_the_history_ends(site: Site) -> None:
     one, two = await site.workspace.versions.versions("train")
     wanted = [one.version, two.version] * 5

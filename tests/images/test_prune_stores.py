@@ -81,6 +81,19 @@ async def test_an_image_that_is_put_back_is_locked_again(
     assert await there(site, one.digest) and await locked(acr, one)
 
 
+async def test_what_belongs_to_an_image_that_stays_where_it_is_is_put_back_without_a_lock(
+    azure: tuple[Acr, Site],
+) -> None:
+    """The image is not in the workspace's repository, and there is nothing there to be locked."""
+    acr, site = azure
+    elsewhere = f"sha256:{'5' * 64}"
+    one = await site.workspace.versions.get("train", 1)
+    lock = await site.repository("train").get_manifest(one.lock_digest)
+    await site.repository("train").delete_manifest(one.lock_digest)
+    await removal.put_back(site, site.repository("train"), removal.Remembered(elsewhere, (), None, (lock,)))
+    assert await there(site, one.lock_digest) and await locked(acr, one)
+
+
 async def test_an_image_that_may_not_be_deleted_stays_usable_and_is_locked_again(azure: tuple[Acr, Site]) -> None:
     """Here its repository is locked by hand, which nobody undoes who prunes."""
     acr, site = azure

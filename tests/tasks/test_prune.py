@@ -10,7 +10,8 @@ import httpx
 import pytest
 from prefect import State, flow
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.actions import BlockDocumentUpdate
+from prefect.client.schemas.actions import BlockDocumentUpdate, DeploymentScheduleCreate
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.states import Completed, Pending, Scheduled
 
 from prefect_environments import Workspace
@@ -227,3 +228,38 @@ def test_the_policy_comes_through_the_form_and_a_hurtful_one_is_refused(local: W
     assert [row.action for row in shown(prune_environments(local, policy=given))] == ["keep"]
     hurtful: Any = {"unused_days": 0}
     assert prune_environments(local, policy=hurtful, return_state=True).is_failed()
+
+
+def test_an_api_that_knows_no_workspace_block_has_no_neighbours_and_one_that_fails_is_told(
+    remote: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a server where nobody saved a workspace yet."""
+    monkeypatch.setattr(Workspace, "get_block_type_slug", classmethod(lambda _cls: unique("never-saved").lower()))
+    assert loop.run(_neighbours(remote)) == []
+
+    async def broken(*_: Any, **__: Any) -> Any:
+        raise httpx.ConnectError("no")
+
+    monkeypatch.setattr(PrefectClient, "read_block_documents_by_type", broken)
+    with pytest.raises(VersionError, match=r"could not be asked which workspaces.*run again"):
+        loop.run(_neighbours(remote))
+
+
+def test_what_a_paused_schedule_of_a_deployment_names_is_in_use(remote: Workspace) -> None:
+    digest = f"sha256:{uuid4().hex * 2}"
+
+    @flow
+    def train(image: str = "") -> None:
+        pass
+
+    async def deploy() -> None:
+        yearly = DeploymentScheduleCreate(
+            schedule=CronSchedule(cron="0 0 1 1 *"),
+            active=False,
+            parameters={"image": f"registry.example.com/a@{digest}"},
+        )
+        async with get_client() as client:
+            await client.create_deployment(await client.create_flow(train), unique("d"), schedules=[yearly])
+
+    loop.run(deploy())
+    assert digest in loop.run(images_in_use())

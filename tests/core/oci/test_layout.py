@@ -153,6 +153,41 @@ async def test_referrers_are_listed_by_subject_and_type(tmp_path: Path) -> None:
     assert await repository.referrers(digests.of(b"nobody")) == []
 
 
+async def test_what_somebody_deletes_while_it_is_read_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a prune: neither a failure of the disk, nor of those who look for something else."""
+    repository = await put_image(tmp_path)
+    subject = (await repository.get_manifest("latest")).descriptor
+    lock, sbom = await _artifact(repository, subject, "lock"), await _artifact(repository, subject, "sbom")
+    repository.layout.blob_path(lock.digest).unlink()  # its entry was read just before
+    assert [item.digest for item in await repository.referrers(subject.digest)] == [sbom.digest]
+    doomed, is_file = repository.layout.blob_path(sbom.digest), Path.is_file
+
+    def there_and_gone(path: Path) -> bool:
+        found = is_file(path)
+        if path == doomed:
+            path.unlink()
+        return found
+
+    content = doomed.read_bytes()
+    monkeypatch.setattr(Path, "is_file", there_and_gone)
+    assert await repository.find_manifest(sbom.digest) is None
+    doomed.write_bytes(content)
+    with pytest.raises(NotFound, match=f"a has no blob {sbom.digest}"):
+        await _read(repository.layout.repository("a"), sbom)
+
+
+async def test_a_lock_that_cannot_be_taken_is_a_storage_error(tmp_path: Path) -> None:
+    """As in a layout that this user may only read, where all blobs of the manifest are there already."""
+    repository = await put_image(tmp_path)
+    manifest = await repository.get_manifest("latest")
+    (tmp_path / ".lock").unlink()
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(StorageError, match="writing an image layout"):
+        await repository.put_manifest(manifest.content, manifest.descriptor.media_type, tag="new")
+
+
 async def test_a_manifest_without_its_blobs_is_refused(tmp_path: Path) -> None:
     repository = await put_image(tmp_path)
     gone = Descriptor(types.LAYER_GZIP, digests.of(b"gone"), 4)
