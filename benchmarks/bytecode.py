@@ -28,7 +28,7 @@ from prefect_environments.core.versions import FolderVersionStore
 from tests.support.base import base_image
 from tests.support.engine import DockerEngine, start_engine
 from tests.support.registry import Registry, start_registry
-from tests.support.session import Session, end
+from tests.support.session import Session
 
 TIMED = (
     "import time; t, c = time.perf_counter(), time.process_time(); import numpy, pandas, sklearn; "
@@ -129,8 +129,8 @@ def report(found: dict[bool, Way], packages: int, rounds: int) -> str:
         "## Bytecode",
         "",
         f"`python -m benchmarks.bytecode`, median of {rounds} rounds, {packages} wheels (numpy, pandas, scikit-learn,",
-        "scipy, matplotlib … on a Debian base with Python), wheels on disk, nothing in the registry. Load average of",
-        f"the machine at the end: {os.getloadavg()[0]:.1f}. {results.machine()}",
+        "scipy, matplotlib … on a Debian base with Python), wheels on disk, nothing in the registry.",
+        results.conditions(),
         "",
         "| | build, s | CPU, s | stored, MB | unpacked, MB | first import, s | CPU, s | `docker run` of it, s |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
@@ -165,9 +165,6 @@ def main() -> int:
     try:
         text = report(*measure(session, arguments.rounds), arguments.rounds)
     finally:
-        for path in session.folder.glob("*.pid"):
-            if path.stem.isdigit():
-                end(int(path.stem))
         session.close()
     if arguments.print:
         print(text)

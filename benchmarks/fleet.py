@@ -20,7 +20,7 @@ from benchmarks.plot import Line, plot
 from tests.support.base import base_image
 from tests.support.prefect import start_server
 from tests.support.registry import Registry, start_registry
-from tests.support.session import Session, end
+from tests.support.session import Session
 from tests.support.wheels import make_wheel
 
 PLOT = Path(__file__).parents[1] / "docs" / "images" / "fleet.svg"
@@ -117,8 +117,8 @@ def report(found: list[Took], peer: dict[str, float], rounds: int) -> str:
     lines = [
         "## Many environments at once",
         "",
-        f"`python -m benchmarks.fleet`, warm and status the median of {rounds} rounds, cold one. Load average of the",
-        f"machine at the end: {os.getloadavg()[0]:.1f}. {results.machine()}",
+        f"`python -m benchmarks.fleet`, warm and status the median of {rounds} rounds, cold one.",
+        results.conditions(),
         "",
         f"Environments of random subsets of {PACKAGES} small packages, {DISTINCT} of them different, the others equal",
         "to one of these; a docker-registry and a Prefect server on loopback, which share the machine. *Cold*: nothing",
@@ -163,9 +163,6 @@ def main() -> int:
         os.environ["PREFECT_API_URL"] = start_server(session)["url"]
         found, peer = measure(session, sorted(map(int, arguments.sizes.split(","))), arguments.rounds)
     finally:
-        for path in session.folder.glob("*.pid"):
-            if path.stem.isdigit():
-                end(int(path.stem))
         session.close()
     if arguments.print:
         print(report(found, peer, arguments.rounds))

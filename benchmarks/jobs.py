@@ -24,7 +24,7 @@ from tests.support.base import base_image
 from tests.support.engine import DockerEngine, start_engine
 from tests.support.prefect import start_server
 from tests.support.registry import Registry, start_registry
-from tests.support.session import Session, end
+from tests.support.session import Session
 from tests.support.wheels import make_wheel
 
 TIMED = """\
@@ -224,7 +224,7 @@ def report(found: Found, rounds: int) -> str:
         '## From "run" to the first line of a script',
         "",
         f"`python -m benchmarks.jobs`, median of {rounds} rounds. Ready are the image and the job's image, both in",
-        f"the engine. Load average of the machine at the end: {os.getloadavg()[0]:.1f}. {results.machine()}",
+        f"the engine. {results.conditions()}",
         "",
         "| job in | bare command, s | core alone, s | `run_training_job`, s |",
         "|---|--:|--:|--:|",
@@ -262,9 +262,6 @@ def main() -> int:
         os.environ |= {"PREFECT_API_URL": start_server(session)["url"], "PREFECT_LOGGING_TO_CONSOLE": "false"}
         text = report(measure(session, arguments.rounds), arguments.rounds)
     finally:
-        for path in session.folder.glob("*.pid"):
-            if path.stem.isdigit():
-                end(int(path.stem))
         session.close()
     if arguments.print:
         print(text)

@@ -19,6 +19,11 @@ def machine() -> str:
     )
 
 
+def conditions() -> str:
+    """The same, and how busy the machine is at the end."""
+    return f"Load average of the machine at the end: {os.getloadavg()[0]:.1f}. {machine()}"
+
+
 def write(text: str, path: Path = RESULTS) -> None:
     """Put a text of one section in the place of the one with the same heading, else at the end.
 

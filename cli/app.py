@@ -81,6 +81,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
             code = cli.main(arguments, prog_name=NAME, standalone_mode=False)
         return code if isinstance(code, int) else 0
     except click.UsageError as error:
+        if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # of click 8.2
+            click.echo(error.format_message(), err=True)
+            return WRONG
         path = error.ctx.command_path if error.ctx else NAME
         write_error(f"{error.format_message()} ({path} --help tells more)")
         return WRONG

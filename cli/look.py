@@ -94,6 +94,7 @@ def show(session: Session, target: Target) -> int:
 
     Of environment variables only the names are shown. Without a terminal each line begins with what it is about.
     """
+    from prefect_environments.cli import output
     from prefect_environments.core import attachments, loop
     from prefect_environments.core.errors import ImageError, NotFound, VersionNotFound
 
@@ -116,7 +117,7 @@ def show(session: Session, target: Target) -> int:
     document = _document(record, book, lock)
     if note:
         document["note"] = note
-        click.echo(f"warning: its packages cannot be shown: {note}", err=True)
+        click.echo(f"warning: its packages cannot be shown: {output.clean(note)}", err=True)
     session.tell(document, *_parts(document))
     return 0
 

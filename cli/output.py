@@ -113,7 +113,7 @@ def write(parts: Iterable[Part]) -> None:
     """All parts on standard output, as fits it."""
     if not sys.stdout.isatty():
         for part in parts:
-            lines = [part] if isinstance(part, str) else map("\t".join, _plain(part))
+            lines = [clean(part)] if isinstance(part, str) else map("\t".join, _plain(part))
             sys.stdout.writelines(masked(f"{line}\n") for line in lines)
         return
     from rich.console import Console
@@ -121,7 +121,7 @@ def write(parts: Iterable[Part]) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     for part in parts:
         if isinstance(part, str):
-            console.print(masked(part), style=_STYLES.get(part[:1]), soft_wrap=True)
+            console.print(masked(clean(part)), style=_STYLES.get(part[:1]), soft_wrap=True)
         elif part.rows:
             _draw(console, part)
 
@@ -241,14 +241,16 @@ class _Lines(logging.Handler):
 def hear(*, debug: bool) -> Iterator[None]:
     """Warnings of core as lines on standard error; with `debug` all that it says."""
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if debug else "WARNING")  # of Prefect, where it is loaded
-    logger, handler = logging.getLogger("prefect_environments"), _Lines()
+    level = logging.DEBUG if debug else logging.WARNING
+    logger, handler = logging.getLogger("prefect_environments"), _Lines(level)  # tasks hand lines on whatever the level
     handler.addFilter(lambda record: record.name not in _OUTCOMES)
-    before = logger.level, logger.propagate
+    before, propagates = logger.level, logger.propagate
     logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG if debug else logging.WARNING)
+    logger.setLevel(level)
     logger.propagate = False
     try:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.level, logger.propagate = before
+        logger.setLevel(before)  # not by its attribute: loggers remember what they let through
+        logger.propagate = propagates

@@ -14,7 +14,7 @@ METAVAR = "NAME[:VERSION|@LABEL]"
 Version = tuple[int | None, str]
 """A number, or a label."""
 
-_TARGET = re.compile(r"(?P<name>[^:@]+)(?::(?P<version>[0-9]{1,9})|@(?P<label>[^:@]+))?")
+_TARGET = re.compile(r"(?P<name>[^:@]+)(?::(?P<version>0*[1-9][0-9]{0,8})|@(?P<label>[^:@]+))?")
 _VERSION = re.compile(r"(?P<version>[0-9]{1,9})|@?(?P<label>[^:@]+)")
 
 

@@ -29,7 +29,7 @@ class VersionRecord:
     record_hash: str = ""
     definition: Mapping[str, Any] = field(default_factory=dict)
     lock_digest: str = ""
-    """Digest of the lock's blob that is attached to the image."""
+    """Digest of the manifest by which the lock is attached to the image."""
     platform: str = ""
     python_path: str = ""
     environment_variables: Mapping[str, str] = field(default_factory=dict)

@@ -46,12 +46,18 @@ def resolve_environment(environment: Definition, workspace: Workspace, upgrade: 
 
 @task(name="hash-environment", **_quiet)
 def hash_environment(environment: Definition, workspace: Workspace, lock: Lock | None = None) -> dict[str, str]:
-    """The definition hash, and with a lock the image hash and record hash; no network."""
+    """The definition hash, and with a lock the image hash and record hash.
+
+    Nothing is looked up but the variables of an environment that is extended, which are in the record hash.
+    """
     definition = definition_of(environment)
     found = {"definition_hash": steps.definition_hash(workspace, definition)}
     if lock is not None:
         found["image_hash"] = hashes.image_hash(lock)
-        found["record_hash"] = hashes.record_hash(found["image_hash"], definition)
+        variables: dict[str, str] | None = None
+        if definition.extends:
+            variables = at(workspace, lambda site: steps.inherited_variables(site, definition))
+        found["record_hash"] = hashes.record_hash(found["image_hash"], definition, variables)
     return found
 
 

@@ -322,6 +322,9 @@ def test_verify_and_status_fail_where_an_image_is_gone_or_altered(shell: Shell) 
     assert (whole.code, whole.document["ok"]) == (0, True)
     assert {row["state"] for row in whole.document["checks"]} == {"ok"}
     assert shell("status").rows[0][:3] == ["iris", "2", "there"]
+    quick = {row[0]: row[1:] for row in shell("verify", "iris:1").rows if len(row) == 4}
+    assert quick["contents"] == ["not looked at", "", "--full reads every layer"], "as a terminal asks for it"
+    assert quick["rebuild"][2].startswith("--rebuild ")
     image = shell("show", "iris", "--json").document["digest"].partition(":")[2]
     (shell.folder / "ws" / "images" / "blobs" / "sha256" / image).unlink()
     wrong = shell("verify", "iris", "--json")

@@ -3,17 +3,20 @@
 import errno
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from rich.console import Console
 
 from prefect_environments.cli import main, output, specifications
 from prefect_environments.cli.output import Bytes, Digest, Table, When
+from prefect_environments.cli.target import Target, target
 from prefect_environments.core.errors import SpecificationError
 from prefect_environments.core.fleet.specifications import read_folder
 from prefect_environments.core.redact import MASK, remember
@@ -87,6 +90,52 @@ def test_a_document_has_all_characters_in_every_encoding(encoding: str, monkeypa
     text = written(document, monkeypatch, encoding)
     assert json.loads(text) == document
     assert ("→" in text) is (encoding == "utf-8")
+
+
+@pytest.mark.parametrize("words", [[], ["label"]])
+def test_without_a_command_there_is_help_and_not_an_error_around_it(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(words)
+    shown = "".join(capsys.readouterr())
+    assert shown.startswith("Usage: prefect-environments")
+    assert "error:" not in shown and "--help tells more" not in shown
+
+
+def test_what_others_wrote_moves_no_cursor_in_lines_either(capsys: pytest.CaptureFixture[str]) -> None:
+    """A diff's lines have names of tags and variables in them."""
+    output.write(["~ tag a\x1b[2Jb"])
+    assert capsys.readouterr().out == "~ tag a [2Jb\n"
+
+
+def test_no_version_has_the_number_0_which_is_not_the_newest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(click.BadParameter, match="write iris, iris:3"):
+        target("iris:0")
+    assert target("iris:10") == Target("iris", 10)
+    assert main(["promote", "iris:0", "--to", "./prod", "-w", "./none"]) == 2
+    assert "'iris:0' is no version" in capsys.readouterr().err
+
+
+def test_only_warnings_are_told_also_where_tasks_hand_lines_on(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As pruning in a saved workspace loads them; with --debug all is told, and later callers hear what they did."""
+    import prefect_environments.tasks.site
+
+    assert prefect_environments.tasks.site.RunLogHandler in map(
+        type, logging.getLogger("prefect_environments.core").handlers
+    )
+    lines, own = logging.getLogger("prefect_environments.core.any"), logging.getLogger("prefect_environments.any")
+    caplog.set_level(logging.INFO, logger="prefect_environments")
+    with output.hear(debug=False):
+        lines.info("on the way")
+        lines.warning("look here")
+        assert not own.isEnabledFor(logging.INFO)
+    assert own.isEnabledFor(logging.INFO)
+    assert capsys.readouterr().err == "warning: look here\n"
+    with output.hear(debug=True):
+        lines.info("on the way")
+    assert capsys.readouterr().err == "info: on the way\n"
 
 
 def run(*words: str, folder: Path, **options: object) -> subprocess.CompletedProcess[str]:

@@ -3,14 +3,17 @@
 import ast
 import os
 import re
+import shlex
 import struct
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
 
+import click
 import pytest
 
+from prefect_environments.cli.app import cli
 from prefect_environments.core.build.plan import BUDGET
 from tests.support.base import BaseLayout
 from tests.support.wheels import make_wheel, serve_index
@@ -104,6 +107,19 @@ def test_each_decision_says_what_led_to_it_and_what_it_costs() -> None:
         assert text.startswith(f"# {number}. ")
         assert re.findall(r"^## (.+)$", text, re.MULTILINE) == ["Context", "Decision", "What it costs"]
         assert len(text.splitlines()) < 60, "a decision is one page"
+
+
+def test_every_command_line_in_the_documentation_parses() -> None:
+    """Commands, options and arguments are those of today."""
+    pattern = re.compile(r"^(?:    |.*\$\()?prefect-environments ([^|)\n]+)", re.MULTILINE)
+    lines = [line for page in PAGES for line in pattern.findall(page.read_text("utf-8"))]
+    assert len(lines) >= 5
+    for line in lines:
+        command, (name, *words) = cli.commands[shlex.split(line)[0]], shlex.split(line)
+        while isinstance(command, click.Group):
+            name, *words = words
+            command = command.commands[name]
+        command.make_context(name, words)
 
 
 def test_files_that_a_page_names_in_code_style_exist() -> None:

@@ -81,11 +81,17 @@ def _hashed(file: Any, *, keep: bool) -> tuple[bytes, bytes | None]:
 
 
 def problems_of(planned: PlannedLayer, lock: Lock, found: LayerFiles) -> Iterator[str]:
-    """What is not as the lock and the packages' own lists of files say, one sentence each."""
-    if planned.conda:
-        yield from _conda_problems(planned, found)
-    else:
-        yield from _wheel_problems(planned.packages, recipe.site_packages(lock.target), found)
+    """What is not as the lock and the packages' own lists of files say, one sentence each.
+
+    Raises `ImageError` where a list is none: what somebody wrote there may be anything.
+    """
+    try:
+        if planned.conda:
+            yield from _conda_problems(planned, found)
+        else:
+            yield from _wheel_problems(planned.packages, recipe.site_packages(lock.target), found)
+    except (ValueError, TypeError, KeyError, AttributeError, csv.Error) as error:
+        raise ImageError(f"a list of a package's files cannot be read ({type(error).__name__}: {error})") from error
 
 
 def _wheel_problems(packages: tuple[LockedPackage, ...], site: str, found: LayerFiles) -> Iterator[str]:

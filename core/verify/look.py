@@ -52,7 +52,7 @@ class Look:
     def attachments(self) -> Repository:
         return self.site.repository(self.record.name)
 
-    async def check(self, name: str, advice: str, work: Callable[["Look"], Awaitable[str]]) -> bool:
+    async def check(self, name: str, advice: str, work: Callable[["Look"], Awaitable[str]]) -> None:
         """Note what `work` finds; it raises for what is wrong. A registry that is out of reach, and a full disk
         here, are no findings, but the errors that they are."""
         try:
@@ -63,11 +63,8 @@ class Look:
             raise
         except PrefectEnvironmentsError as error:
             self.findings.append(Finding(name, False, str(error), advice))
-            return False
-        except (ValueError, TypeError, KeyError) as error:  # what somebody wrote there may be anything
+        except (ValueError, TypeError, KeyError, AttributeError) as error:  # what somebody wrote there may be anything
             self.findings.append(Finding(name, False, redact(f"{type(error).__name__}: {error}"), advice))
-            return False
-        return True
 
     def needs_image(self) -> ImageManifest:
         if self.image is None:

@@ -19,7 +19,7 @@ from prefect_environments.core.oci.descriptor import LAYER_ZSTD
 from prefect_environments.core.oci.image import ImageManifest
 from prefect_environments.core.verify.contents import problems_of, read_files
 from prefect_environments.core.verify.look import Look, NotLookedAt, base_layers, refuse, title_of
-from prefect_environments.core.verify.stored import read_layer, same_recipe
+from prefect_environments.core.verify.stored import needs_same_recipe, read_layer, same_recipe
 
 
 async def layers(look: Look) -> str:
@@ -29,7 +29,7 @@ async def layers(look: Look) -> str:
         if look.record.digest != lock.base.digest:
             raise ImageError(f"the lock is of the user-managed image {lock.base.digest}, not of {look.record.digest}")
         return "the lock names this very image; what is in it is not in the lock"
-    _needs_same_recipe(look, lock)
+    needs_same_recipe(look, lock)
     below = base_layers(image)
     planned = plan_layers(lock, below)
     wanted = {skeleton_key(lock): "the empty environment", **{layer.key: layer.title for layer in planned}}
@@ -50,11 +50,6 @@ async def layers(look: Look) -> str:
     return f"{len(own)} layers above the base's {below}, each with the key of the lock's packages"
 
 
-def _needs_same_recipe(look: Look, lock: Lock) -> None:
-    if not same_recipe(look, lock):
-        raise NotLookedAt("the image was made by another recipe than this release's: verify it with that release")
-
-
 def _skeleton(look: Look, lock: Lock) -> str:
     with files.temporary_file(look.site.scratch) as file:
         return write_skeleton(lock.target, file, conda=bool(lock.conda)).digest
@@ -63,7 +58,7 @@ def _skeleton(look: Look, lock: Lock) -> str:
 async def base(look: Look) -> str:
     """The manifest and config, put together anew from the base image's, the lock's and the layers'."""
     lock, image = look.needs_managed(), look.needs_image()
-    _needs_same_recipe(look, lock)
+    needs_same_recipe(look, lock)
     found = await _on_base(look, lock)
     if found.descriptor.digest == look.record.digest:
         return f"base, environment and layers give {look.record.digest}"

@@ -14,8 +14,8 @@ from prefect_environments.core.oci import digest as digests
 from prefect_environments.core.oci.descriptor import Descriptor
 from prefect_environments.core.oci.image import ImageManifest
 from prefect_environments.core.oci.layout import Layout, LayoutRepository
-from prefect_environments.core.verify.look import Look, NotLookedAt, refuse, title_of
-from prefect_environments.core.verify.stored import same_recipe
+from prefect_environments.core.verify.look import Look, refuse, title_of
+from prefect_environments.core.verify.stored import needs_same_recipe
 
 
 class _Nowhere(LayoutRepository):
@@ -33,8 +33,7 @@ class _Nowhere(LayoutRepository):
 async def rebuild(look: Look) -> str:
     """Assemble anew with no layer taken from the registry but the base's, which are not downloaded."""
     lock = look.needs_managed()
-    if not same_recipe(look, lock):
-        raise NotLookedAt("the image was made by another recipe than this release's: verify it with that release")
+    needs_same_recipe(look, lock)
     site = look.site
     wanted = (await effective(site, look.definition)).definition
     with files.temporary_folder(site.scratch) as folder:

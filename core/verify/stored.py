@@ -152,6 +152,11 @@ def same_recipe(look: Look, lock: Lock) -> bool:
     return fits and (not lock.conda or linker is None or recipe.LINKER.endswith(f" {linker}"))
 
 
+def needs_same_recipe(look: Look, lock: Lock) -> None:
+    if not same_recipe(look, lock):
+        raise NotLookedAt("the image was made by another recipe than this release's: verify it with that release")
+
+
 async def definition(look: Look) -> str:
     """A definition attached to the image that is the record's."""
     found = await _all_attached(look, attachments.DEFINITION)

@@ -132,6 +132,25 @@ def test_a_conda_package_that_is_not_the_locks_is_named(changes: dict[str, objec
     assert says in problems(PACKAGES, layer(tmp_path, conda_files(**changes)))
 
 
+@pytest.mark.parametrize(
+    ("planned", "end", "content"),
+    [
+        (PACKAGES, "tool-2.0-h1_0.json", b"[]"),
+        (PACKAGES, "tool-2.0-h1_0.json", b"{"),
+        (PACKAGES, "tool-2.0-h1_0.json", b'{"paths_data": null}'),
+        (WHEELS, "RECORD", b"alpha.py,sha256=x,\n"),
+        (WHEELS, "RECORD", b"a" * 200_000),
+    ],
+)
+def test_a_list_of_files_that_is_none_is_refused(
+    planned: PlannedLayer, end: str, content: bytes, tmp_path: Path
+) -> None:
+    files = conda_files() if planned is PACKAGES else wheel_files()
+    changed = {path: content if path.endswith(end) else old for path, old in files.items()}
+    with pytest.raises(ImageError, match="list of a package's files cannot be read"):
+        problems(planned, layer(tmp_path, changed))
+
+
 def test_a_conda_file_with_other_bytes_is_named(tmp_path: Path) -> None:
     files = conda_files() | {"opt/env/bin/tool": b"tool "}
     assert problems(PACKAGES, layer(tmp_path, files)) == [
