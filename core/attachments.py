@@ -1,15 +1,17 @@
 """What belongs to an image beside its layers, attached as referrers (distribution-spec, "Listing Referrers")."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prefect_environments.core import canonical, sbom
 from prefect_environments.core.build.base import read_all
+from prefect_environments.core.concurrency import gather
 from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.errors import ImageError
 from prefect_environments.core.lock.model import Lock
 from prefect_environments.core.oci import digest as digests
-from prefect_environments.core.oci.artifact import TITLE, artifact_manifest, put_artifact
-from prefect_environments.core.oci.descriptor import Descriptor
+from prefect_environments.core.oci.artifact import EMPTY, EMPTY_DESCRIPTOR, TITLE, artifact_manifest
+from prefect_environments.core.oci.descriptor import IMAGE_MANIFEST, Descriptor
 from prefect_environments.core.oci.image import ImageManifest
 from prefect_environments.core.oci.repository import Repository
 
@@ -31,19 +33,43 @@ class Attached:
 
 
 async def attach(repository: Repository, image: Descriptor, definition: EnvironmentDefinition, lock: Lock) -> Attached:
-    """Attach definition, lock and SBOM to an image; what is attached already is left as it is."""
+    """Attach definition, lock and SBOM to an image; what is attached already is left as it is.
+
+    A registry without the referrers API keeps their list under a tag, which two workers may overwrite for each other.
+    Each looks after its last write, so the last of them leaves a whole list.
+    """
     contents = _contents(definition, lock)
-    found = {kind: (await _attach(repository, image, kind, content)).digest for kind, content in contents.items()}
-    await _relist(repository, image.digest, set(found.values()))
-    return Attached(found[DEFINITION], found[LOCK], found[SBOM])
+    manifests = _manifests(image, contents)
+    listed = {item.digest for item in await repository.referrers(image.digest)}
+
+    async def lacks(kind: str) -> bool:
+        digest = digests.of(manifests[kind])
+        # a tag may list what is deleted
+        return digest not in listed or await repository.find_manifest(digest) is None
+
+    kinds = list(contents)
+    wanted = [kind for kind, lacking in zip(kinds, await gather(lacks(kind) for kind in kinds), strict=True) if lacking]
+    if wanted:
+        blobs = [(EMPTY_DESCRIPTOR, EMPTY), *((_blob(kind, contents[kind]), contents[kind]) for kind in wanted)]
+        await gather(repository.write_blob(blob, content) for blob, content in blobs)
+        await gather(repository.put_manifest(manifests[kind], IMAGE_MANIFEST) for kind in wanted)
+    return _attached(manifests)
 
 
 def expected(image: Descriptor, definition: EnvironmentDefinition, lock: Lock) -> Attached:
     """What `attach` would give, without asking the registry."""
-    digest = {
-        kind: digests.of(artifact_manifest(_blob(kind, content), kind, subject=image).to_bytes())
-        for kind, content in _contents(definition, lock).items()
+    return _attached(_manifests(image, _contents(definition, lock)))
+
+
+def _manifests(image: Descriptor, contents: Mapping[str, bytes]) -> dict[str, bytes]:
+    return {
+        kind: artifact_manifest(_blob(kind, content), kind, subject=image).to_bytes()
+        for kind, content in contents.items()
     }
+
+
+def _attached(manifests: Mapping[str, bytes]) -> Attached:
+    digest = {kind: digests.of(manifest) for kind, manifest in manifests.items()}
     return Attached(digest[DEFINITION], digest[LOCK], digest[SBOM])
 
 
@@ -57,21 +83,6 @@ def _contents(definition: EnvironmentDefinition, lock: Lock) -> dict[str, bytes]
 
 def _blob(kind: str, content: bytes) -> Descriptor:
     return Descriptor(kind, digests.of(content), len(content), {TITLE: _TITLES[kind]})
-
-
-async def _attach(repository: Repository, image: Descriptor, kind: str, content: bytes) -> Descriptor:
-    return await put_artifact(repository, _blob(kind, content), content, subject=image)
-
-
-async def _relist(repository: Repository, image: str, wanted: set[str]) -> None:
-    """Put again what the list of referrers lost.
-
-    A registry without the referrers API keeps the list under a tag, which two workers may overwrite for each other.
-    Each looks after its last write, so the last of them leaves a whole list.
-    """
-    for digest in wanted - {item.digest for item in await repository.referrers(image)}:
-        manifest = await repository.get_manifest(digest)
-        await repository.put_manifest(manifest.content, manifest.descriptor.media_type)
 
 
 async def read_lock(repository: Repository, digest: str) -> Lock:

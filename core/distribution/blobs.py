@@ -24,6 +24,8 @@ _READ = 1024 * 1024
 _CLEANUP_SECONDS = 5.0
 _PUSH = ("pull", "push")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_SMALL = 256 * 1024
+_NO_MOUNTS = frozenset({400, 404, 405, 415})
 _LOST_SESSION = frozenset({"BLOB_UPLOAD_UNKNOWN", "BLOB_UPLOAD_INVALID"})
 
 
@@ -141,7 +143,10 @@ def _check_range(place: Place, descriptor: Descriptor, start: int, response: aio
 async def write(
     place: Place, descriptor: Descriptor, content: Path | bytes, on_bytes: Callable[[int], None] | None
 ) -> bool:
-    """Send the blob unless it is there. After a failure ask again, then start afresh with a new upload session."""
+    """Send the blob unless it is there. After a failure ask again, then start afresh with a new upload session.
+
+    A small one is asked for by the request that opens its upload: a registry without mounts gets it once more.
+    """
 
     def count(sent: int) -> None:
         place.count(sent=max(sent, 0))
@@ -153,20 +158,22 @@ async def write(
     async with place.shared.uploads:
         started, attempt = asyncio.get_running_loop().time(), 0
         while True:
-            if await has(place, descriptor.digest, actions=_PUSH):
+            ask_first = descriptor.size > _SMALL or attempt > 0
+            if ask_first and await has(place, descriptor.digest, actions=_PUSH):
                 return attempt > 0  # found after a failure: our own bytes arrived, only the reply was lost
             try:
-                await _send(place, descriptor, body)
-                return True
+                return await _send(place, descriptor, body, mount=not ask_first)
             except Again as failure:
                 attempt += 1
                 await place.transport.pause(failure, attempt, started)
 
 
-async def _send(place: Place, descriptor: Descriptor, body: Content) -> None:
-    """One upload session: POST, then one PUT with the whole blob."""
+async def _send(place: Place, descriptor: Descriptor, body: Content, *, mount: bool) -> bool:
+    """One upload session: POST, then one PUT with the whole blob; `False` if a mount found the blob."""
     digest, step = descriptor.digest, f"upload of blob {descriptor.digest}"
-    location = await _open(place, step)
+    location = await (_mount_or_open(place, digest, step) if mount else _open(place, step))
+    if location is None:
+        return False
     request = place.request(
         "PUT",
         _with_query(location, {"digest": digest}),
@@ -189,6 +196,7 @@ async def _send(place: Place, descriptor: Descriptor, body: Content) -> None:
         raise DigestMismatch(
             f"{place.name}: {step} was stored by the registry as {said!r:.100}; try again, and look into its log"
         )
+    return True
 
 
 async def _open(place: Place, step: str) -> URL:
@@ -196,6 +204,19 @@ async def _open(place: Place, step: str) -> URL:
     start = place.request("POST", "blobs/uploads/", step, actions=_PUSH, expect={202})
     answer = await _opening(place, start, place.transport.once(start))
     return place.transport.resolve(start, start.url, answer.headers.get("Location"))
+
+
+async def _mount_or_open(place: Place, digest: str, step: str) -> URL | None:
+    """The address of a new upload session, or `None` if the repository has the blob.
+
+    A mount from this very repository asks and opens at once: where the blob is not, the registry opens a session
+    (distribution-spec, "Mounting a blob from another repository").
+    """
+    start = _mounting(place, digest, place.path, step)
+    answer = await _opening(place, start, place.transport.once(start))
+    if answer.status in _NO_MOUNTS:
+        return None if await has(place, digest, actions=_PUSH) else await _open(place, step)
+    return place.transport.resolve(start, start.url, answer.headers.get("Location")) if answer.status == 202 else None
 
 
 async def _opening(place: Place, request: Request, asked: Coroutine[Any, Any, Answer]) -> Answer:
@@ -245,14 +266,8 @@ async def cancel(place: Place, location: URL) -> None:
 
 async def mount(place: Place, descriptor: Descriptor, source: str) -> bool:
     """Take the blob over from repository `source` of the same registry; `False` if the registry won't."""
-    query = urlencode({"mount": digests.check(descriptor.digest), "from": check_path(source)})
-    request = place.request(
-        "POST",
-        f"blobs/uploads/?{query}",
-        f"mount of blob {descriptor.digest} from {source}",
-        actions=_PUSH,
-        expect={201, 202, 400, 404, 405, 415},
-        also_pull=source,
+    request = _mounting(
+        place, descriptor.digest, check_path(source), f"mount of blob {descriptor.digest} from {source}"
     )
     try:
         answer = await _opening(place, request, place.transport.fetch(request))
@@ -262,6 +277,18 @@ async def mount(place: Place, descriptor: Descriptor, source: str) -> bool:
         with suppress(RegistryError):
             await cancel(place, place.transport.resolve(request, request.url, answer.headers.get("Location")))
     return answer.status == 201
+
+
+def _mounting(place: Place, digest: str, source: str, step: str) -> Request:
+    query = urlencode({"mount": digests.check(digest), "from": source})
+    return place.request(
+        "POST",
+        f"blobs/uploads/?{query}",
+        step,
+        actions=_PUSH,
+        expect={201, 202, *_NO_MOUNTS},
+        also_pull=source,
+    )
 
 
 def _with_query(location: URL, more: dict[str, str]) -> URL:

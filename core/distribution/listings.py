@@ -11,7 +11,7 @@ from typing import Any
 from prefect_environments.core.distribution import manifests
 from prefect_environments.core.distribution.failures import refused
 from prefect_environments.core.distribution.messages import CHECK_ADDRESS, Answer, Request
-from prefect_environments.core.distribution.place import Place
+from prefect_environments.core.distribution.place import Place, Writers
 from prefect_environments.core.errors import ImageError, NotFound, RegistryError
 from prefect_environments.core.oci import digest as digests
 from prefect_environments.core.oci.descriptor import EMPTY, IMAGE_INDEX, Descriptor
@@ -141,29 +141,49 @@ def subject_of(content: bytes, descriptor: Descriptor) -> tuple[str, Descriptor]
 
 
 async def add_to_fallback(place: Place, subject: str, entry: Descriptor) -> None:
-    """Put `entry` into the index at the fallback tag: read, add, write, and read again.
+    """Put `entry` into the index at the fallback tag. Writers in this process take turns; each writes for all who wait
+    at that moment."""
+    writers = place.shared.subjects.setdefault(f"{place.path}@{subject}", Writers())
+    writers.entries[entry.digest] = entry
+    try:
+        async with writers.turn:
+            if entry.digest in writers.entries:  # else one before us wrote it
+                await _write_fallback(place, subject, writers.entries)
+    finally:
+        writers.entries.pop(entry.digest, None)
 
-    Registries have no compare-and-swap: another writer may have dropped the entry meanwhile, then it is added
-    again, at most 5 times. Writers in this process take turns.
+
+async def _write_fallback(place: Place, subject: str, entries: dict[str, Descriptor]) -> None:
+    """Move `entries`, as they are after a first read, into the index: read, add, write, and read again.
+
+    Registries have no compare-and-swap: another writer may have dropped an entry meanwhile, then it is added again,
+    at most 5 times.
     """
-    async with place.shared.subjects.setdefault(f"{place.path}@{subject}", asyncio.Lock()):
-        for attempt in range(_FALLBACK_TRIES + 1):
+    known = await _read_fallback(place, subject)
+    own = dict(entries)
+    for attempt in range(_FALLBACK_TRIES + 1):
+        if attempt:
             known = await _read_fallback(place, subject)
-            if any(item.digest == entry.digest for item in known):
-                return
-            if attempt:
-                await asyncio.sleep(random.uniform(0.02, 0.2) * attempt)  # noqa: S311 - jitter between writers
-                known = await _read_fallback(place, subject)
-            if attempt < _FALLBACK_TRIES:
-                index = {
-                    "schemaVersion": 2,
-                    "mediaType": IMAGE_INDEX,
-                    "manifests": [item.to_json() for item in (*known, entry)],
-                }
-                content = json.dumps(index, separators=(",", ":")).encode()
-                descriptor = Descriptor(IMAGE_INDEX, digests.of(content), len(content))
-                await manifests.put(place, content, descriptor, fallback_tag(subject))
+        lacking = own.keys() - {item.digest for item in known}
+        if not lacking:
+            for digest in own:
+                entries.pop(digest, None)
+            return
+        if attempt == _FALLBACK_TRIES:
+            break
+        if attempt:
+            await asyncio.sleep(random.uniform(0.02, 0.2) * attempt)  # noqa: S311 - jitter between writers
+            known = await _read_fallback(place, subject)
+            lacking = own.keys() - {item.digest for item in known}
+        index = {
+            "schemaVersion": 2,
+            "mediaType": IMAGE_INDEX,
+            "manifests": [item.to_json() for item in (*known, *(own[digest] for digest in own if digest in lacking))],
+        }
+        content = json.dumps(index, separators=(",", ":")).encode()
+        descriptor = Descriptor(IMAGE_INDEX, digests.of(content), len(content))
+        await manifests.put(place, content, descriptor, fallback_tag(subject))
     raise RegistryError(
-        f"{place.name}: {entry.digest} could not be listed as a referrer of {subject}: other writers replaced tag "
-        f"{fallback_tag(subject)} {_FALLBACK_TRIES} times; try again when they are done"
+        f"{place.name}: {', '.join(sorted(lacking))} could not be listed as a referrer of {subject}: other writers "
+        f"replaced tag {fallback_tag(subject)} {_FALLBACK_TRIES} times; try again when they are done"
     )

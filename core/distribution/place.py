@@ -8,10 +8,19 @@ from yarl import URL
 
 from prefect_environments.core.distribution.http import Transport
 from prefect_environments.core.distribution.messages import ANSWER_LIMIT, Body, Request, scopes_of
+from prefect_environments.core.oci.descriptor import Descriptor
 from prefect_environments.core.oci.repository import Traffic
 
 UNKNOWN = frozenset({"NAME_UNKNOWN", "MANIFEST_UNKNOWN", "BLOB_UNKNOWN"})
 """The registry's own words for "not there" (distribution-spec, "Error Codes")."""
+
+
+@dataclass(frozen=True, slots=True)
+class Writers:
+    """Those of this process who add to one list of referrers: one at a time, and that one for all who wait."""
+
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    entries: dict[str, Descriptor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +33,7 @@ class Shared:
     uploads: asyncio.Semaphore
     # Apart from uploads, so that a consumer that uploads while it reads cannot wait for itself.
     downloads: asyncio.Semaphore
-    subjects: dict[str, asyncio.Lock] = field(default_factory=dict)
+    subjects: dict[str, Writers] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,22 @@ async def test_the_locations_own_query_is_kept(blob: Blob) -> None:
     assert odd.headers[-1]["content-length"] == str(len(CONTENT))
 
 
+@pytest.mark.parametrize(
+    ("answer", "requests"),
+    [(201, ["POST"]), (202, ["POST", "PUT"]), *((no, ["POST", "HEAD", "POST", "PUT"]) for no in (400, 404, 405, 415))],
+)
+async def test_a_small_blob_is_asked_for_by_what_opens_its_upload(blob: Blob, answer: int, requests: list[str]) -> None:
+    """A mount from the repository itself; a registry that refuses mounts is asked in the plain way."""
+    uploads = Uploads()
+    uploads.mounted = answer
+    async with serve(uploads.answer) as odd, Registry(odd.address, limits=QUICK) as registry:
+        assert await registry.repository("a").write_blob(blob(b"abc"), b"abc") is (answer != 201)
+    assert [line.split()[0] for line in odd.log] == requests
+    assert odd.log[0].startswith("POST /v2/a/blobs/uploads/?mount=sha256%3A")
+    assert odd.log[0].split()[1].endswith("&from=a")
+    assert bool(uploads.stored) is (answer != 201)
+
+
 async def test_a_dropped_upload_starts_again_with_a_new_session(blob: Blob, tmp_path: Path) -> None:
     uploads, sent = Uploads(), list[int]()
     (tmp_path / "blob").write_bytes(CONTENT)
@@ -245,6 +261,18 @@ async def test_a_referrer_that_another_writer_dropped_is_added_again_but_not_for
         else:
             await repository.put_manifest(REFERRER, IMAGE_MANIFEST)
             assert [item.digest for item in await repository.referrers(SUBJECT.digest)] == [digests.of(REFERRER)]
+
+
+async def test_referrers_that_are_put_together_are_listed_by_one_write_or_two() -> None:
+    manifests, writes = Manifests(), list[str]()
+    manifests.meanwhile = writes.append
+    several = [manifest(subject=SUBJECT.to_json(), artifactType=f"x/{number}") for number in range(8)]
+    async with serve(manifests.answer) as odd, Registry(odd.address, limits=QUICK) as registry:
+        repository = registry.repository("a")
+        await asyncio.gather(*(repository.put_manifest(one, IMAGE_MANIFEST) for one in several))
+        listed = {item.digest for item in await repository.referrers(SUBJECT.digest)}
+    assert listed == {digests.of(one) for one in several}
+    assert len(writes) <= 2
 
 
 async def test_a_malformed_subject_stores_nothing() -> None:
