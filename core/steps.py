@@ -98,12 +98,18 @@ async def find_registered(
 async def _wanted(site: Site, definition: EnvironmentDefinition) -> str:
     """The hash of a definition. Where its build context is not on this machine, that of the version which has the very
     same definition: the image was built where the folder is."""
-    folder = definition.build_context
-    if folder and "://" not in folder and not Path(folder).exists():
+    if definition.build_context and not _has_context(definition.build_context):
         for record in reversed(await site.workspace.versions.versions(definition.name)):
             if EnvironmentDefinition(**record.definition) == definition:
                 return record.definition_hash
     return await asyncio.to_thread(definition_hash, site.workspace, definition)  # it may read a build context
+
+
+def _has_context(context: str) -> bool:
+    """Whether a build context can be read here: a folder that is there, or git, which is named by its commit."""
+    from prefect_environments.core.build.docker.checkout import GitContext  # noqa: PLC0415
+
+    return GitContext.is_git(context) or Path(context).exists()
 
 
 async def resolve(

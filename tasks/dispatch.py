@@ -26,6 +26,7 @@ from prefect.types._datetime import now
 
 from prefect_environments.blocks import Workspace
 from prefect_environments.core import steps
+from prefect_environments.core.build.docker.checkout import GitContext
 from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.errors import BuildError, DefinitionError
 from prefect_environments.core.fleet.locks import keep_lock
@@ -118,7 +119,7 @@ class Dispatcher:
     async def __call__(self, site: Site, definition: EnvironmentDefinition, lock: Lock) -> BuiltImage:
         """The image of a lock in the environment's repository, built by a run. What nobody has to assemble, and what
         needs a folder of this machine, is done here. Raises `BuildError` where the run fails."""
-        local = bool(definition.build_context) and "://" not in definition.build_context
+        local = bool(definition.build_context) and not GitContext.is_git(definition.build_context)
         image_hash = await keep_lock(site, lock)
         tag = digests.hex_of(image_hash)
         repository = site.repository(definition.name)
@@ -133,7 +134,8 @@ class Dispatcher:
             if state is not None and state.is_completed():
                 if (built := await self._taken(site, definition, lock, run)) is not None:
                     return replace(built, reused=was_over)
-                if not was_over:
+                # an image of another environment that cannot be mounted is built for this one by the next attempt
+                if not was_over and _owner(run) == definition.name:
                     raise BuildError(_said(run, state, "its image is not in this workspace's registry"))
             elif not was_over and state is not None:
                 crashes += state.is_crashed()
@@ -147,7 +149,7 @@ class Dispatcher:
         self, site: Site, definition: EnvironmentDefinition, lock: Lock, run: FlowRun
     ) -> BuiltImage | None:
         """The image that a run built, perhaps for another environment with an equal lock."""
-        owner = str(run.parameters["environment"]["name"])
+        owner = _owner(run)
         found = await site.repository(owner).find_manifest(digests.hex_of(str(run.parameters["image_hash"])))
         if found is None:
             return None
@@ -179,8 +181,11 @@ class Dispatcher:
             ) from error
 
     async def cancel(self) -> None:
-        """Cancel the runs that were created here and have not ended."""
-        for run in await self.runs.open_ones():
+        """Cancel the runs that were created here and have not ended, as far as the API answers."""
+        found = list[FlowRun]()
+        with suppress(httpx.HTTPError, PrefectException):
+            found = await self.runs.open_ones()
+        for run in found:
             if self.mark in run.tags:
                 with suppress(httpx.HTTPError, PrefectException):
                     await self.client.set_flow_run_state(run.id, Cancelling(message="build-environments was cancelled"))
@@ -218,16 +223,16 @@ class Runs:
                 for run in found:
                     if run.state is not None and run.state.is_final():
                         self._ends.pop(run.id).set_result(run.state)
-                    elif run.state is not None and run.state.is_running():
-                        await self._check_beat(run)
-                    elif run.state is not None and run.state.is_pending():
-                        await self._check_start(run, run.state)
-                    elif not told and time.monotonic() - started > _LATE:
-                        told = True
-                        logger.info("some runs wait for a worker; is one running? (prefect worker start --pool …)")
                 for deleted in waited_for - {run.id for run in found}:
                     self._ends.pop(deleted).set_exception(BuildError(f"flow run {deleted} was deleted while it built"))
                 answered = time.monotonic()
+                waiting = [run for run in found if run.state is not None and run.state.is_scheduled()]
+                if waiting and not told and time.monotonic() - started > _LATE:
+                    told = True
+                    logger.info("some runs wait for a worker; is one running? (prefect worker start --pool …)")
+                # last: where the API does not tell of one run's heartbeats, the others have ended all the same
+                for run in found:
+                    await self._check_alive(run)
             except Exception as error:  # whatever it is: without this watch all would wait for ever
                 if time.monotonic() - answered > _PATIENCE:
                     self._give_up(error)
@@ -239,6 +244,12 @@ class Runs:
             wanted = FlowRunFilter(id=FlowRunFilterId(any_=ids[start : start + _PAGE]))
             found += await self.client.read_flow_runs(flow_run_filter=wanted, limit=_PAGE)
         return found
+
+    async def _check_alive(self, run: FlowRun) -> None:
+        if run.state is not None and run.state.is_running():
+            await self._check_beat(run)
+        elif run.state is not None and run.state.is_pending():
+            await self._check_start(run, run.state)
 
     async def _check_beat(self, run: FlowRun) -> None:
         """Set a run to Crashed whose process is gone: it gave heartbeats, and gives none any more."""
@@ -277,6 +288,11 @@ class Runs:
                 )
             )
         self._ends.clear()
+
+
+def _owner(run: FlowRun) -> str:
+    """The environment that a run builds for."""
+    return str(run.parameters["environment"]["name"])
 
 
 def _said(run: FlowRun, state: State, what: str) -> str:

@@ -147,12 +147,12 @@ class _Fleet:
 
     async def _mark_used(self, definitions: Iterable[EnvironmentDefinition]) -> None:
         """Mark the newest versions that are wanted as they are all together: one by one each would list them again."""
-        newest = [(one, await self.versions.newest(one.name)) for one in definitions if one.name in self.versions]
-        used = [found for one, found in newest if found and found.definition == one.model_dump(mode="json")]
         try:
+            newest = [(one, await self.versions.newest(one.name)) for one in definitions if one.name in self.versions]
+            used = [found for one, found in newest if found and found.definition == one.model_dump(mode="json")]
             await self.versions.mark_all_used([] if self.upgrade else used)
         except VersionError as error:
-            logger.warning("that %d environments are used could not be noted: %s", len(used), error)
+            logger.warning("that these environments are used could not be noted: %s", error)
 
     async def _made(self, definition: EnvironmentDefinition) -> FleetOutcome:
         return await self._found(definition) or await self._worked(definition)
@@ -193,14 +193,17 @@ class _Fleet:
             return None
         async with self.looking:
             self._check_registry()
-            ready = await steps.find_registered(self.site, definition)
+            before = await self.versions.newest(definition.name) if definition.name in self.versions else None
+            ready = await steps.find_registered(self.site, definition, created_by=self.created_by)
         if ready is None:
             return None
+        is_new = before is not None and ready.version > before.version  # the same image with, say, another variable
         return FleetOutcome(
             name=ready.name,
             version=ready.version,
             reference=ready.reference,
-            status="ready",
+            status="reused" if is_new else "ready",
+            reason="the image of an earlier version" if is_new else "",
             image_hash=ready.image_hash,
         )
 

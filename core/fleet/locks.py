@@ -28,7 +28,8 @@ async def kept_lock(site: Site, image_hash: str) -> Lock:
         found = await repository.get_manifest(digests.hex_of(digests.check(image_hash)))
     except NotFound as error:
         raise NotFound(
-            f"no lock of the image hash {image_hash} is in {repository.name}; leave image_hash empty to resolve",
+            f"no lock of the image hash {image_hash} is in {repository.name}: it was not kept, or is pruned by now. "
+            "Resolve afresh: leave image_hash empty, or refresh again",
             status=error.status,
         ) from error
     manifest = ImageManifest.from_bytes(found.content)

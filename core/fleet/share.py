@@ -9,6 +9,7 @@ from prefect_environments.core.oci import digest as digests
 from prefect_environments.core.oci.descriptor import Descriptor
 from prefect_environments.core.oci.image import ImageManifest
 from prefect_environments.core.oci.repository import Repository
+from prefect_environments.core.prune.claims import claim
 from prefect_environments.core.site import Site
 from prefect_environments.core.steps import BuiltImage
 from prefect_environments.core.stores import reference_of
@@ -19,6 +20,7 @@ async def share(
 ) -> BuiltImage | None:
     """The image `descriptor` of the environment `owner` in this environment's repository, definition, lock and SBOM
     attached. `None` where the registry does not mount blobs, or no longer has the image: then it is to be built."""
+    await claim(site.workspace.versions, definition.name, hashes.image_hash(lock))
     source, target = site.repository(owner), site.repository(definition.name)
     try:
         manifest = await source.get_manifest(descriptor.digest)
@@ -30,7 +32,7 @@ async def share(
         await target.put_manifest(manifest.content, manifest.descriptor.media_type, tag=tag)
     except NotFound:
         return None
-    await attachments.attach(target, manifest.descriptor, definition, lock)
+    attached = await attachments.attach(target, manifest.descriptor, definition, lock)
     return BuiltImage(
         descriptor=manifest.descriptor,
         image_hash=hashes.image_hash(lock),
@@ -38,6 +40,7 @@ async def share(
         reused=True,
         size=parts.config.size + sum(layer.size for layer in parts.layers),
         reference=reference_of(target, manifest.descriptor.digest),
+        attached=attached,
     )
 
 

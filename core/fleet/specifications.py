@@ -9,7 +9,7 @@ another file names (`-r`, `-c`, `conda_file`, a build's `path`) is a part of tha
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +22,15 @@ from prefect_environments.core.formats import azureml_v2, yaml_text
 from prefect_environments.core.formats.azureml_v1_load import ENVIRONMENT
 from prefect_environments.core.formats.conda import read as read_conda
 from prefect_environments.core.formats.yaml_text import Table
+from prefect_environments.core.redact import redact
 
 _V2 = ("$schema", "image", "build", "conda_file", "os_type", "inference_config")
 COMMON = frozenset({"requirements", "environment", "conda", "conda_dependencies", "dockerfile", "pylock", "pyproject"})
 """Names of files that say nothing of the environment: their folder's name does."""
 _OF_TOOLS = frozenset({"", "base", "project_environment"})
 """Names that conda and Azure ML give to what has none."""
-_NAMED = re.compile(r"(?:^|[\s\"'])(?:-r|-c|--requirement|--constraint)[ =]+([^\s\"'#]+)", re.MULTILINE)
+_COMMENT = re.compile(r"(?:^|[ \t])#.*", re.MULTILINE)
+_NAMED = re.compile(r"(?:^|[\s\"'])(?:-r|-c|--requirement|--constraint)[ \t=]*([^\s\"'#]+)", re.MULTILINE)
 _LOOK = 256 * 1024  # bytes of a file in which names of others are looked for
 
 Kind = Callable[[Path, str], EnvironmentDefinition]
@@ -49,31 +51,35 @@ def read_folder(folder: str | Path) -> Specifications:
     It may start `uv` (a project with a `uv.lock`), and blocks: call it in a thread. Raises `SpecificationError` where
     the folder is none, or has no specification in it.
     """
-    place = Path(folder).expanduser()
+    place = Path(folder)
     try:
-        entries = sorted(path for path in place.iterdir() if not path.name.startswith((".", "_")))
-    except (OSError, ValueError) as error:
+        place = place.expanduser()
+        found = list(_all(sorted(path for path in place.iterdir() if not path.name.startswith((".", "_")))))
+    except (OSError, ValueError, RuntimeError) as error:  # the last for the home of somebody unknown
         reason = getattr(error, "strerror", None) or "it is no usable path"
         raise SpecificationError(f"cannot read the folder {str(place)!r:.300}: {reason}; correct the path") from None
     definitions, failures = [], []
-    for path, name, read in _all(entries):
+    for path, name, read in found:
         try:
             definitions.append(read(path, name))
         except PrefectEnvironmentsError as error:
             reason = str(error) if str(path) in str(error) else f"{path.relative_to(place)}: {error}"
+            failures.append(FleetOutcome(name=name, status="failed", reason=reason))
+        except Exception as error:  # whatever it is, it stops no other environment
+            reason = redact(f"{path.relative_to(place)}: {type(error).__name__}: {error}")
             failures.append(FleetOutcome(name=name, status="failed", reason=reason))
     if not definitions and not failures:
         raise SpecificationError(
             f"the folder {place} holds no specification: requirements (*.txt), conda or Azure ML YAML (*.yml, *.yaml), "
             "pylock.toml, pyproject.toml, Dockerfiles, or folders with one of these"
         )
-    return Specifications(tuple(sorted(definitions, key=lambda found: found.name.lower())), tuple(failures))
+    return Specifications(tuple(sorted(definitions, key=lambda one: one.name.lower())), tuple(failures))
 
 
 def _all(entries: list[Path]) -> Iterator[tuple[Path, str, Kind]]:
     """Path, name and reader of each specification."""
     files = [path for path in entries if (path.is_file() or _is_dangling(path)) and kind_of(path)]
-    parts = {part for path in files for part in _named_in(path)}
+    parts = _parts(files)
     common = [path for path in files if stem_of(path).lower() in COMMON and _real(path) not in parts]
     for path in files:
         if _real(path) not in parts and (kind := kind_of(path)):
@@ -115,8 +121,10 @@ def in_folder(folder: Path) -> tuple[Path, str, Kind] | None:
         return folder, folder.name, _v1
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith((".", "_"))]
     kinds = {path: kind for path in files if (kind := kind_of(path))}
+    parts = _parts(kinds)
     for wanted in (_yaml_v2, _dockerfile, _pylock, _pyproject, _conda, _requirements):
         if found := [path for path, kind in kinds.items() if kind is wanted]:
+            found = [path for path in found if _real(path) not in parts] or found
             path = next((path for path in found if stem_of(path).lower() in COMMON), found[0])
             kind = _context if wanted is _dockerfile else wanted
             return path, folder.name if len(found) == 1 or stem_of(path).lower() in COMMON else stem_of(path), kind
@@ -146,6 +154,11 @@ def _table(path: Path) -> Table:
     return Table()
 
 
+def _parts(files: Iterable[Path]) -> set[Path]:
+    """What files name of each other; one that names itself is no part, so that its reader says what is wrong."""
+    return {part for path in files for part in _named_in(path) if part != _real(path)}
+
+
 def _named_in(path: Path) -> set[Path]:
     """The files and folders that a specification names."""
     found: set[str] = set()
@@ -156,7 +169,7 @@ def _named_in(path: Path) -> set[Path]:
         found |= {str(name) for name in named if isinstance(name, str)}
     elif kind_of(path) in (_requirements, _conda):
         with suppress(OSError), path.open("rb") as file:
-            found |= set(_NAMED.findall(file.read(_LOOK).decode("utf-8", "replace")))
+            found |= set(_NAMED.findall(_COMMENT.sub("", file.read(_LOOK).decode("utf-8", "replace"))))
     return {_real(path.parent / name) for name in found if name not in (".", "./") and "\0" not in name}
 
 

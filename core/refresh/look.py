@@ -42,7 +42,8 @@ async def find_drift(
     """Resolve the newest version of each environment afresh, or of those in `names`; a failure stops no other.
 
     Archived environments are left out. With `keep` each fresh lock that differs is kept in the registry, to be built
-    as it was seen; without it nothing is written, and what a Dockerfile installs is not found out, as it is not built.
+    as it was seen; without it nothing is written but what saves work later (a new base's facts, wheels built from
+    source), and what a Dockerfile installs is not found out, as it is not built.
     Raises `VersionNotFound` for a name that is not registered.
     """
     records = await _records(site, names)
@@ -95,8 +96,8 @@ class _Look:
         old = await self._old_lock(record)
         if fixed and _pins_all(definition, old):
             return known.model_copy(update={"reason": "base and all packages are pinned: it cannot drift"})
-        if not self.keep and (moved := await self._moved_dockerfile(definition, old)):
-            return known.model_copy(update={"status": "drifted", **moved})
+        if not self.keep and (found := await self._unbuilt(definition, old)):
+            return known.model_copy(update=found)
         new = await self._resolved(record, definition, old)
         if new is None:
             waits = "conda packages of this version are younger than the age limit: they are waited for"
@@ -172,17 +173,24 @@ class _Look:
                     raise error from None
                 return new
 
-    async def _moved_dockerfile(self, definition: EnvironmentDefinition, old: Lock) -> dict[str, object]:
-        """That what goes into a Dockerfile's image is not what it was; found out without building it."""
+    async def _unbuilt(self, definition: EnvironmentDefinition, old: Lock) -> dict[str, object]:
+        """What is known of an environment whose Dockerfile would have to be built to know more: because what goes into
+        it is not what it was, or because this workspace has no image of it. Nothing for all others."""
         if not (definition.dockerfile or definition.build_context):
             return {}
-        from prefect_environments.core.dockerfiles import current_name  # noqa: PLC0415  # the docker package: if needed
+        from prefect_environments.core.dockerfiles import NAME, current_name  # noqa: PLC0415  # the docker package
 
         name = await current_name(self.site, definition)
         if name == old.base.name:
-            return {}
+            if await self.site.built_repository.find_manifest(name.removeprefix(f"{NAME}:")) is not None:
+                return {}
+            return {  # as of a version that was promoted from another workspace
+                "reason": "the image of its Dockerfile is not among those that this workspace built, and a report "
+                "builds none: whether packages drifted is not known"
+            }
         change = Change("~", "base", "base of the Dockerfile, or its context", old.base.name[:23], name[:23])
-        return {"changes": (str(change),), "reason": "what else changes is known once the Dockerfile is built"}
+        reason = "what else changes is known once the Dockerfile is built"
+        return {"status": "drifted", "changes": (str(change),), "reason": reason}
 
     async def _age_of_base(self, definition: EnvironmentDefinition, new: Lock, diff: LockDiff) -> str:
         """How young the base is that a tag names now, where its config says so: a tag itself has no age."""

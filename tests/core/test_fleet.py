@@ -1,6 +1,8 @@
 """Many environments: folders of specifications, and single flight without anybody waiting for ever."""
 
 import asyncio
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -115,11 +117,72 @@ def test_an_unreadable_file_is_a_failure_with_its_reason(tmp_path: Path) -> None
     assert {one.status for one in found.unreadable} == {"failed"}
 
 
+def test_a_comment_names_no_part_and_an_option_needs_no_blank(tmp_path: Path) -> None:
+    """`-rFILE` is read as pip reads it; a word in a comment takes no environment away."""
+    folder = write(
+        tmp_path,
+        {
+            "iris.txt": "-rcommon.txt\n--constraint\tlimits.txt\nspam\n",
+            "common.txt": "eggs\n",
+            "limits.txt": "eggs<3\n",
+            "pinned.txt": "# made of -r source.txt\nham==1.0  # via -r source.txt\n",
+            "source.txt": "ham\n",
+        },
+    )
+    found = read_folder(folder)
+    assert [(one.name, one.requirements) for one in found.definitions] == [
+        ("iris", ("eggs", "spam")),
+        ("pinned", ("ham==1.0",)),
+        ("source", ("ham",)),
+    ]
+
+
+def test_of_a_folder_the_file_that_names_the_others_is_read(tmp_path: Path) -> None:
+    """Whatever their order by name; one that names only itself is told as wrong."""
+    folder = write(
+        tmp_path,
+        {
+            "team/base.txt": "eggs\n",
+            "team/serve.txt": "-r base.txt\nspam\n",
+            "own/a.txt": "-r a.txt\n",
+        },
+    )
+    found = read_folder(folder)
+    assert [(one.name, one.requirements) for one in found.definitions] == [("team", ("eggs", "spam"))]
+    assert [one.name for one in found.unreadable] == ["own"]
+
+
+def test_a_file_that_breaks_its_reader_stops_no_other(tmp_path: Path) -> None:
+    """Such as one that is nested deeper than Python's own parser of TOML can follow."""
+    folder = write(tmp_path, {"deep/pyproject.toml": "a = " + "[" * 5000, "good.txt": "spam\n"})
+    found = read_folder(folder)
+    assert [one.name for one in found.definitions] == ["good"]
+    (failure,) = found.unreadable
+    assert failure.name == "deep" and "pyproject.toml" in failure.reason
+
+
 @pytest.mark.parametrize("name", ["missing", "empty", "nul\0"])
 def test_a_folder_without_specifications_says_so(name: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(SpecificationError, match=r"holds no specification|cannot read the folder"):
         read_folder(f"{tmp_path}/{name}")
+
+
+def test_the_folder_of_an_unknown_user_is_refused() -> None:
+    with pytest.raises(SpecificationError, match="it is no usable path"):
+        read_folder("~nobody-has-this-name/environments")
+
+
+def test_a_folder_that_may_be_listed_and_not_entered_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the system tells it to all but root, who may enter everything."""
+    (tmp_path / "iris.txt").write_text("spam\n")
+
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(SpecificationError, match=r"cannot read the folder .*Permission denied"):
+        read_folder(tmp_path)
 
 
 def test_outcomes_are_counted_in_a_fixed_order() -> None:

@@ -12,6 +12,7 @@ from prefect.logging.handlers import APILogWorker
 
 from prefect_environments import ContainerRegistry, Workspace
 from tests.flows.parts import prefect, unique, wheel_folder
+from tests.support.base import BaseLayout
 from tests.support.registry import Registry
 
 
@@ -39,6 +40,14 @@ def remote(prefect_server: str, open_registry: Registry) -> Workspace:
     """An unsaved workspace in the open registry; its versions are on the Prefect API."""
     registry = ContainerRegistry(address=open_registry.address, plain_http=True)
     return Workspace(name=unique("Team"), registry=registry, repository_prefix=unique("environments"))
+
+
+@pytest.fixture
+def saved(remote: Workspace, base_layout: BaseLayout) -> Workspace:
+    """The workspace as a block, which other machines load."""
+    remote.registry.save(unique("registry"))
+    remote.save(unique("workspace"))
+    return remote
 
 
 @pytest.fixture

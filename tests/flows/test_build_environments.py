@@ -6,31 +6,26 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
-from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempotencyKey
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import arun_deployment
-from prefect.events import Event
-from prefect.states import Crashed, Pending, Running
-from prefect.types._datetime import now
+from prefect.states import Crashed
 
 from prefect_environments import ContainerRegistry, Workspace
-from prefect_environments.core import loop, steps
-from prefect_environments.core.errors import BuildError, DefinitionError, RegistryUnreachable
+from prefect_environments.core import loop
+from prefect_environments.core.errors import DefinitionError, RegistryUnreachable
 from prefect_environments.core.fleet.outcome import FleetOutcome
 from prefect_environments.core.site import open_site
 from prefect_environments.core.versions import VersionRecord
 from prefect_environments.flows import build_environments
 from prefect_environments.tasks import check_images
-from prefect_environments.tasks.dispatch import Dispatcher, Runs, open_dispatcher
+from prefect_environments.tasks.dispatch import open_dispatcher
 from tests.flows.parts import DEPLOYMENT, Run, define, unique
 from tests.images.parts import requests_of
 from tests.support.base import BaseLayout
@@ -161,14 +156,6 @@ def test_a_registry_that_is_down_has_lost_no_image(base_layout: BaseLayout, whee
 # ---- by runs of a deployment
 
 
-@pytest.fixture
-def saved(remote: Workspace, base_layout: BaseLayout) -> Workspace:
-    """The workspace as a block, which other machines load."""
-    remote.registry.save(unique("registry"))
-    remote.save(unique("workspace"))
-    return remote
-
-
 @contextmanager
 def worker(pool: str, folder: Path) -> Iterator[None]:
     """A process worker of a pool, while the block lasts."""
@@ -236,114 +223,6 @@ async def crash_first_attempt(image_hash: str, workspace: Workspace, pool: str) 
             dispatcher.deployment, timeout=0, idempotency_key=key_of(image_hash, workspace, 0), parameters={}
         )
         await dispatcher.client.set_flow_run_state(run.id, Crashed(message="its worker was killed"), force=True)
-
-
-async def test_a_run_whose_heartbeats_stopped_is_set_to_crashed(prefect_server: str) -> None:
-    """A killed process leaves its run Running for ever; one that never gave heartbeats is left alone."""
-
-    @flow(name="lost")
-    def lost() -> None: ...
-
-    async with get_client() as client:
-        dead, quiet = [await client.create_flow_run(lost, state=Running()) for _ in range(2)]
-        beat = Event.model_validate(
-            {
-                "event": "prefect.flow-run.heartbeat",
-                "occurred": now("UTC") - timedelta(minutes=20),
-                "resource": {"prefect.resource.id": f"prefect.flow-run.{dead.id}"},
-                "id": uuid4(),
-            }
-        )
-        await client.request("POST", "/events", json=[beat.model_dump(mode="json")])
-        runs = Runs(client, glance=0.2, beats=0.2)
-        watch = asyncio.ensure_future(runs.watch())
-        other = asyncio.ensure_future(runs.end_of(quiet.id))
-        async with asyncio.timeout(60):
-            state = await runs.end_of(dead.id)
-        assert not other.done()
-        watch.cancel()
-        other.cancel()
-    assert state.is_crashed()
-    assert "no heartbeat for 1" in str(state.message)
-    assert Run(dead.id).run.state_type == StateType.CRASHED
-
-
-async def test_a_run_that_its_worker_took_and_never_started_is_set_to_crashed(prefect_server: str) -> None:
-    """A worker that is killed between the two leaves it Pending for ever, as no other worker takes it."""
-
-    @flow(name="taken")
-    def taken() -> None: ...
-
-    async with get_client() as client:
-        lost = await client.create_flow_run(taken, state=Pending())
-        runs = Runs(client, glance=0.1)
-        watch = asyncio.ensure_future(runs.watch())
-        waiting = asyncio.ensure_future(runs.end_of(lost.id))
-        await asyncio.sleep(1)
-        assert not waiting.done()  # a worker may take its time
-        runs.pending = 0.5
-        async with asyncio.timeout(60):
-            state = await waiting
-        watch.cancel()
-    assert state.is_crashed()
-    assert "not started" in str(state.message)
-
-
-async def test_nobody_waits_for_a_run_that_was_deleted(prefect_server: str) -> None:
-    """Nor does what one look at the runs meets, such as a page that a proxy answered, end the looking."""
-
-    @flow(name="deleted")
-    def deleted() -> None: ...
-
-    class Odd(Runs):
-        async def open_ones(self) -> list[FlowRun]:
-            looks.append(1)
-            if len(looks) == 1:
-                raise ValueError("a web page in place of JSON")
-            return await super().open_ones()
-
-    looks: list[int] = []
-    async with get_client() as client:
-        gone = await client.create_flow_run(deleted, state=Running())
-        runs = Odd(client, glance=0.2)
-        watch = asyncio.ensure_future(runs.watch())
-        waiting = asyncio.ensure_future(runs.end_of(gone.id))
-        while len(looks) < 3:  # noqa: ASYNC110 - what another task does
-            await asyncio.sleep(0.05)
-        assert not waiting.done()
-        await client.delete_flow_run(gone.id)
-        async with asyncio.timeout(60):
-            with pytest.raises(BuildError, match="was deleted"):
-                await waiting
-        watch.cancel()
-
-
-async def run_of(dispatcher: Dispatcher, mark: str) -> None:
-    """Wait until a dispatcher waits for a run that the one with this mark made."""
-    while not [run for run in await dispatcher.runs.open_ones() if mark in run.tags]:  # noqa: ASYNC110 - the API tells
-        await asyncio.sleep(0.1)
-
-
-async def test_who_is_cancelled_cancels_for_itself_only(
-    base_layout: BaseLayout, wheels: Path, saved: Workspace
-) -> None:
-    """Two wait for one run; when the one that made it is cancelled, the other has it built by a run of its own."""
-    pool, definition = unique("pool"), define(base_layout, wheels)
-    async with get_client() as client:
-        await client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
-    async with open_site(saved) as site, open_dispatcher(pool, saved) as first, open_dispatcher(pool, saved) as second:
-        lock = await steps.resolve(site, definition)
-        one = asyncio.ensure_future(first(site, definition, lock))
-        async with asyncio.timeout(120):
-            await run_of(first, first.mark)
-            two = asyncio.ensure_future(second(site, definition, lock))
-            await run_of(second, first.mark)
-            await first.cancel()
-            with pytest.raises(BuildError, match="is Cancel"):
-                await one
-            await run_of(second, second.mark)
-        two.cancel()
-        await second.cancel()
 
 
 async def test_a_deployment_of_somebody_else_is_not_written_over(prefect_server: str, remote: Workspace) -> None:

@@ -147,6 +147,21 @@ async def test_equal_images_are_built_once_and_mounted_for_the_others(
     assert max(sent(seen).values()) == 1
 
 
+async def test_another_variable_is_a_new_version_of_the_image_and_says_who_made_it(
+    own: Team, fresh_registry: Registry, index: Path, tmp_path: Path
+) -> None:
+    first = wanted("one", index, "part1")
+    changed = first.model_copy(update={"environment_variables": {"LEVEL": "2"}})
+    await run(own, [first], tmp_path / "cache")
+    with requests_of(fresh_registry) as seen:
+        async with open_site(own, cache=tmp_path / "cache") as site:
+            (found,) = await build_environments(site, [changed], created_by={"user": "ann"})
+    assert (found.status, found.version, found.reason) == ("reused", 2, "the image of an earlier version")
+    (before, after) = await own.versions.versions("one")
+    assert (before.digest, after.created_by["user"]) == (after.digest, "ann")
+    assert len(seen) == 1
+
+
 async def test_a_base_of_another_registry_is_fetched_and_sent_once(
     own: Team,
     fresh_registry: Registry,

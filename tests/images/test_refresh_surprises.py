@@ -11,6 +11,7 @@ import pytest
 
 from prefect_environments.core import attachments
 from prefect_environments.core.definition import EnvironmentDefinition
+from prefect_environments.core.dockerfiles import current_name
 from prefect_environments.core.lock.age import AgeLimit
 from prefect_environments.core.refresh.build import build_drifted
 from prefect_environments.core.refresh.look import find_drift
@@ -72,6 +73,24 @@ async def test_what_was_seen_is_not_registered_for_what_is_asked_for_by_now(
         assert newest is not None and newest.version == 3
         lock = await attachments.read_lock(site.repository("demo"), newest.lock_digest)
     assert lock.base.name == other
+
+
+async def test_a_report_builds_no_dockerfile_also_where_its_image_was_built_elsewhere(
+    team: Team, index: Releases, base_layout: BaseLayout, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version that was promoted has its image, and not what its Dockerfile made. There is no engine here."""
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
+    definition = index.define("gamma", dockerfile=f"FROM {team.default_base_image}\n")
+    async with open_site(team, cache=cache) as site:
+        tag = (await current_name(site, definition)).removeprefix("dockerfile:")
+        base_layout.push(f"{team.registry_settings.address}/environments-builds:{tag}")  # as if it had been built
+        await build(team, definition, cache)
+        index.release("gamma", "1.1", days=10)
+        assert (await look(team, cache))["demo"].changes == ("~ gamma 1.0 → 1.1",)
+        assert await site.built_repository.delete_manifest(base_layout.digest)
+    found = (await look(team, cache))["demo"]
+    assert (found.status, found.changes) == ("unchanged", ())
+    assert "a report builds none" in found.reason
 
 
 def empty(folder: Path) -> None:
