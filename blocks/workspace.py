@@ -199,7 +199,7 @@ class Workspace(EnvironmentsBlock):
         `config.json` here or in a folder above, else the block `default`.
 
         `auth` has no effect: who signs in is a matter of the blocks. Raises `DefinitionError` that says what was tried,
-        and `SpecificationError` for a file that cannot be read.
+        `SpecificationError` for a file that cannot be read, and `VersionError` where the Prefect API does not answer.
         """
         if auth is not None:
             warnings.warn(
@@ -311,7 +311,8 @@ class Workspace(EnvironmentsBlock):
         return {self.index.url: (self.index.username, password)}
 
     async def feed_credentials(self) -> dict[str, tuple[str, str]]:
-        """User and password (values or references) of `feeds` by URL. Raises `DefinitionError` for one that is gone."""
+        """User and password (values or references) of `feeds` by URL. Raises `DefinitionError` for one that is gone,
+        and `VersionError` where the Prefect API does not answer."""
         found = {}
         for name in self.feeds:
             missing = DefinitionError(

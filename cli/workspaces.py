@@ -86,7 +86,7 @@ def _read_block(named: str, *, quiet: bool) -> Workspace:
         click.echo("PREFECT_API_URL is not set: starting a temporary Prefect server …", err=True)
     try:
         return Block.from_config(named or None)
-    except DefinitionError as error:
+    except (DefinitionError, VersionError) as error:
         raise type(error)(f"{error}. {_WITHOUT_SERVER}") from None
 
 

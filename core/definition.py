@@ -21,7 +21,7 @@ from pydantic import (
 from prefect_environments.core.errors import DefinitionError
 from prefect_environments.core.formats import requirements as requirements_format
 from prefect_environments.core.lock.target import Platform
-from prefect_environments.core.names import check_name
+from prefect_environments.core.names import check_name, version_number
 from prefect_environments.core.registry_settings import check_address
 from prefect_environments.core.secrets import SecretReference, SecretValue, check_variables, looks_secret
 
@@ -188,7 +188,7 @@ class EnvironmentDefinition(BaseModel):
     @classmethod
     def _expand(cls, data: Any) -> Any:
         """Take an `Environment`, and read the requirement lines, options among them, into their fields."""
-        if hasattr(data, "definition"):
+        if callable(getattr(data, "definition", None)):  # that of a version's record is data
             return data.definition().model_dump()
         if not isinstance(data, Mapping):
             return data
@@ -238,9 +238,10 @@ class EnvironmentDefinition(BaseModel):
     @classmethod
     def _read_extends(cls, value: str) -> str:
         name, colon, version = value.rpartition(":")
-        if value and not (colon and version.isascii() and version.isdigit() and int(version) > 0):
+        number = version_number(version) if colon else None
+        if value and number is None:
             raise DefinitionError(f"extends is {value!r}; expected name:version, such as iris:7")
-        return f"{check_name(name)}:{int(version)}" if value else value
+        return f"{check_name(name)}:{number}" if value else value
 
     @field_validator("only_binary", mode="after")
     @classmethod

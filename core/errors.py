@@ -151,7 +151,7 @@ class NotFound(RegistryError):
 
 
 class VersionError(PrefectEnvironmentsError):
-    """Registered versions cannot be read or written, or a stored record was altered."""
+    """Registered versions, or other blocks of the Prefect API, cannot be read or written; or a record was altered."""
 
 
 class VersionNotFound(VersionError):

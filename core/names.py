@@ -10,6 +10,7 @@ WORKSPACE_NAME_LIMIT = 60
 DOCUMENT_NAME_LIMIT = 120
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_VERSION = re.compile(r"0*[1-9][0-9]{0,16}")  # Python reads no number of thousands of digits, and raises ValueError
 _SEPARATORS = re.compile(r"[._-]+")
 _RESERVED = ("microsoft", "azureml")
 _CURATED = frozenset({"AzureML-gradient-boosting", "AzureML-sklearn", "AzureML-torch"})
@@ -29,6 +30,11 @@ def check_name(name: object) -> str:
             "curated environments; choose another, such as 'my-" + checked + "'"
         )
     return checked
+
+
+def version_number(text: str) -> int | None:
+    """The number of a version as users write it, from 1 to 17 digits; `None` for anything else."""
+    return int(text) if _VERSION.fullmatch(text) else None
 
 
 def is_curated(name: str) -> bool:

@@ -44,7 +44,7 @@ async def _resolved(store: SecretStore, value: Any, field: str, failures: list[s
 async def feed_logins(workspace: Workspace) -> dict[str, tuple[str, str]]:
     """User and password of the workspace's private indexes and channels by URL, references resolved.
 
-    Raises `SecretError`, and `DefinitionError` for a feed that is gone.
+    Raises `SecretError`, `DefinitionError` for a feed that is gone, and `VersionError` without the Prefect API.
     """
     known = dict(workspace.index_credentials)
     if isinstance(workspace, HasFeeds):

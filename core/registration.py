@@ -7,6 +7,7 @@ from prefect_environments.core import loop, steps
 from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.environment import Environment
 from prefect_environments.core.errors import DefinitionError, NotFound, VersionNotFound
+from prefect_environments.core.names import version_number
 from prefect_environments.core.progress import Progress, current
 from prefect_environments.core.ready import ReadyImage
 from prefect_environments.core.site import open_site
@@ -112,7 +113,7 @@ class Environments(Mapping[str, Environment]):
 
 
 def _number(version: int | str) -> int:
-    text = str(version).strip()
-    if isinstance(version, bool) or not (text.isascii() and text.isdigit() and int(text) > 0):
+    number = None if isinstance(version, bool) else version_number(str(version).strip())
+    if number is None:
         raise DefinitionError(f"a version is a number from 1, got {version!r:.80}; Environment.list shows the newest")
-    return int(text)
+    return number

@@ -23,9 +23,9 @@ block."""
 _KEY_VAULT = re.compile(r"@Microsoft\.KeyVault\s*\(", re.IGNORECASE)
 _BLOCK_PREFIX = "secret:"
 _BLOCK_NAME = re.compile(r"[a-z0-9-]{1,255}")
-_SECRET_NAME = re.compile(r"[0-9A-Za-z-]{1,127}")
-_SECRET_VERSION = re.compile(r"[0-9A-Za-z]{1,64}")
-_VAULT_NAME = re.compile(r"[A-Za-z][0-9A-Za-z-]{1,22}[0-9A-Za-z]")
+SECRET_NAME = re.compile(r"[0-9A-Za-z-]{1,127}")
+SECRET_VERSION = re.compile(r"[0-9A-Za-z]{1,64}")
+VAULT_NAME = re.compile(r"[A-Za-z][0-9A-Za-z-]{1,22}[0-9A-Za-z]")
 _SECRET_URI = re.compile(
     r"https://(?P<vault>[0-9A-Za-z](?:[0-9A-Za-z.-]*[0-9A-Za-z])?(?::[0-9]{1,5})?)"
     r"/secrets/(?P<name>[^/?#]+)(?:/(?P<version>[^/?#]+))?/?",
@@ -250,7 +250,7 @@ def _by_uri(fields: dict[str, str]) -> SecretReference:
 def _by_vault_name(fields: dict[str, str]) -> SecretReference:
     if not fields.get("vaultname") or not fields.get("secretname"):
         _malformed("without SecretUri, both VaultName and SecretName are needed")
-    if not _VAULT_NAME.fullmatch(fields["vaultname"]):
+    if not VAULT_NAME.fullmatch(fields["vaultname"]):
         _malformed("VaultName is 3 to 24 letters, digits and '-', starting with a letter")
     # An empty SecretVersion means the newest, as it does in App Service.
     return _reference("vault-name", fields["vaultname"], fields["secretname"], fields.get("secretversion") or None)
@@ -259,9 +259,9 @@ def _by_vault_name(fields: dict[str, str]) -> SecretReference:
 def _reference(
     form: Literal["secret-uri", "vault-name"], vault: str, name: str, version: str | None
 ) -> SecretReference:
-    if not _SECRET_NAME.fullmatch(name):
+    if not SECRET_NAME.fullmatch(name):
         _malformed("the secret's name is 1 to 127 letters, digits and '-'")
-    if version is not None and not _SECRET_VERSION.fullmatch(version):
+    if version is not None and not SECRET_VERSION.fullmatch(version):
         _malformed("the secret's version is letters and digits")
     return SecretReference(form, name, vault, version)
 

@@ -28,6 +28,7 @@ from prefect.states import Cancelling
 from prefect_environments.blocks import Workspace
 from prefect_environments.core import loop
 from prefect_environments.core.azure.store import KeyVaultSecretStore
+from prefect_environments.core.concurrency import settled
 from prefect_environments.core.errors import DefinitionError, JobCancelled, JobError, SecretError
 from prefect_environments.core.jobs import run
 from prefect_environments.core.jobs.config import ScriptRunConfig
@@ -54,6 +55,7 @@ _LATE = 20.0  # seconds after which we say what a run waits for
 _PATIENCE = 600.0  # seconds without an answer of the API, after which a job is given up
 _LAST_LINES = 20.0  # seconds for log lines that arrive after a run's end
 _END = 8.0  # seconds for a cancelled run to end
+_ANSWER = 2.0  # seconds for a run to become known that was started while the job was cancelled
 _PAGE = 200
 
 logger = logging.getLogger("prefect_environments.core.jobs")  # core's lines go to the run's log
@@ -106,7 +108,11 @@ class PoolLauncher:
                 storage=self.storage if request.config.outputs else "",
                 workspace=self.workspace if vaults else "",
             )
-            run = await _start(client, pool, job, image.reference, request.config)
+            run = await settled(
+                _start(client, pool, job, image.reference, request.config),
+                _ANSWER,
+                lambda started: _Watch(client, started.id, pool, log).cancel(),
+            )
             return await _Watch(client, run.id, pool, log).to_the_end(seconds)
 
     async def _packages(self, vaults: bool) -> tuple[str, ...]:
@@ -215,7 +221,7 @@ class _Watch:
         try:
             run = await self._follow()
         except asyncio.CancelledError:
-            await asyncio.shield(asyncio.ensure_future(self._cancel()))
+            await asyncio.shield(asyncio.ensure_future(self.cancel()))
             raise
         seconds["run"] = time.monotonic() - started
         result = await self._result()
@@ -281,7 +287,7 @@ class _Watch:
         rows = json.loads(str(found[0].data)) if found else []
         return RemoteResult.model_validate(rows[0]) if rows else None
 
-    async def _cancel(self) -> None:
+    async def cancel(self) -> None:
         """Cancel the run, and wait some seconds for its end."""
         with suppress(httpx.HTTPError, PrefectException):
             await self.client.set_flow_run_state(self.id, Cancelling(message="the training job was cancelled"))

@@ -37,7 +37,7 @@ def sign_in_failure(error: Exception, identity: "Identity") -> str:
     Beside an `AzureError`, `get_token` raises `OSError` for a file of a workload identity that cannot be read, and
     `ValueError` for an authority that is none.
     """
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.filename is not None:
         return f"{identity} cannot sign in: {error.strerror}: {error.filename}"
     message = first_line(error)
     code = _SIGN_IN_CODE.search(message)

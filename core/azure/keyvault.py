@@ -18,7 +18,7 @@ from prefect_environments.core.azure.transport import client_options
 from prefect_environments.core.azure.vault_failures import Step, explain
 from prefect_environments.core.errors import DefinitionError, SecretError
 from prefect_environments.core.redact import remember
-from prefect_environments.core.secrets import SecretReference, SecretValue
+from prefect_environments.core.secrets import SECRET_NAME, SECRET_VERSION, VAULT_NAME, SecretReference, SecretValue
 
 if TYPE_CHECKING:
     from azure.keyvault.secrets import KeyVaultSecret, SecretClient
@@ -34,10 +34,7 @@ LONGEST_CACHE = 600
 """The longest that values are kept, in seconds."""
 
 _T = TypeVar("_T")
-_NAME = re.compile(r"[A-Za-z][0-9A-Za-z-]{1,22}[0-9A-Za-z]")
 _HOST = re.compile(r"[0-9A-Za-z](?:[0-9A-Za-z.-]*[0-9A-Za-z])?(?::[0-9]{1,5})?")
-_SECRET_NAME = re.compile(r"[0-9A-Za-z-]{1,127}")
-_SECRET_VERSION = re.compile(r"[0-9A-Za-z]{1,64}")
 _PROBE = "prefect-environments-check"
 
 
@@ -56,7 +53,7 @@ class VaultSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.cache_seconds <= LONGEST_CACHE:
             raise DefinitionError(f"cache_seconds is 0 to {LONGEST_CACHE}: a rotated secret must be seen soon")
-        if _NAME.fullmatch(self.vault):
+        if VAULT_NAME.fullmatch(self.vault):
             return
         parts = urlsplit(self.vault)
         if parts.scheme != "https" or not _HOST.fullmatch(parts.netloc) or parts.path.strip("/") or parts.query:
@@ -68,7 +65,7 @@ class VaultSettings:
     @property
     def host(self) -> str:
         """`host[:port]`, in lower case."""
-        if _NAME.fullmatch(self.vault):
+        if VAULT_NAME.fullmatch(self.vault):
             return f"{self.vault}.{self.identity.cloud.key_vault_suffix}".lower()
         return urlsplit(self.vault).netloc.lower().removesuffix(":443")
 
@@ -228,7 +225,7 @@ os.register_at_fork(after_in_child=_open_vault.cache_clear)  # sockets are not s
 def check_secret(name: str, version: str | None = None) -> None:
     """Raise `SecretError` unless these can be a secret's name and version. A name is not shown: what is put there by
     mistake may be the secret itself."""
-    if not isinstance(name, str) or not _SECRET_NAME.fullmatch(name):
+    if not isinstance(name, str) or not SECRET_NAME.fullmatch(name):
         raise SecretError("the name of a secret in a Key Vault is 1 to 127 letters, digits and '-'")
-    if version is not None and not _SECRET_VERSION.fullmatch(version):
+    if version is not None and not SECRET_VERSION.fullmatch(version):
         raise SecretError(f"the version of secret {name!r} is letters and digits; leave it out for the newest")

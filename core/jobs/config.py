@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from prefect_environments.core.definition import EnvironmentDefinition
-from prefect_environments.core.errors import DefinitionError
+from prefect_environments.core.errors import DefinitionError, ImageError
 from prefect_environments.core.history import LATEST, check_label
 from prefect_environments.core.jobs.distribution import Distribution
 from prefect_environments.core.jobs.given import fields_of
-from prefect_environments.core.names import check_name
+from prefect_environments.core.names import check_name, version_number
 from prefect_environments.core.oci import digest as digests
 from prefect_environments.core.secrets import SecretReference, looks_secret
 from prefect_environments.core.secrets import check_variables as check_literals
@@ -48,12 +48,12 @@ class EnvironmentName(NamedTuple):
         name, colon, version = place.partition(":")
         if at and not colon:
             return cls(check_name(name), label=digest if digest.lower() == LATEST else check_label(digest))
-        number = version.isascii() and version.isdigit() and int(version) > 0
-        if colon and not number:
+        number = version_number(version) if colon else None
+        if colon and number is None:
             raise DefinitionError(
                 f"environment is {text!r:.200}; expected name, name:version or name@label, such as iris:7"
             )
-        return cls(check_name(name), int(version) if colon else None, digests.check(digest) if at else "")
+        return cls(check_name(name), number, _digest(digest) if at else "")
 
 
 class ScriptRunConfig(BaseModel):
@@ -146,7 +146,7 @@ class ScriptRunConfig(BaseModel):
         """Take a registered version or a ready image by name, version and digest, and an `Environment`."""
         if isinstance(value, EnvironmentDefinition):
             return value
-        if hasattr(value, "definition"):
+        if callable(getattr(value, "definition", None)):  # that of a version's record is data
             return value.definition()
         if hasattr(value, "to_record"):
             value = value.to_record()
@@ -244,6 +244,13 @@ class ScriptRunConfig(BaseModel):
     def on(self, environment: object) -> "ScriptRunConfig":
         """The same job in another environment: a definition, a name, a ready image or a registered version."""
         return ScriptRunConfig(**{**dict(self), "environment": environment})
+
+
+def _digest(text: str) -> str:
+    try:
+        return digests.check(text)
+    except ImageError as error:
+        raise DefinitionError(f"the environment's image: {error}") from None
 
 
 def _is_git(source: str) -> bool:

@@ -72,8 +72,8 @@ async def _login(site: Site, record: VersionRecord, location: ImageLocation) -> 
     """User and password of the image's registry; `None` leaves it to Docker's own configuration."""
     definition, own = EnvironmentDefinition(**record.definition), site.workspace.registry_settings
     if definition.stays_where_it_is and definition.base_image_username:
-        given = definition.base_image_username, definition.base_image_password
-        user, password = [await resolve_secret(text, site.workspace.secrets) for text in given]
+        given = {name: getattr(definition, name) for name in ("base_image_username", "base_image_password")}
+        user, password = [await resolve_secret(text, site.workspace.secrets, name) for name, text in given.items()]
         return str(user), str(password)
     return await tool_login(own, site.workspace.secrets) if location.address == own.address else None
 

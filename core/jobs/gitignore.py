@@ -5,6 +5,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 _SPACES = re.compile(r"(?<!\\) +$")
+_NAMED = re.compile(r"\[:([a-z]+):\]")
+_CLASSES = {
+    "alnum": "0-9A-Za-z",
+    "alpha": "A-Za-z",
+    "blank": r"\x20\t",
+    "cntrl": r"\x00-\x1f\x7f",
+    "digit": "0-9",
+    "graph": r"\x21-\x7e",
+    "lower": "a-z",
+    "print": r"\x20-\x7e",
+    "punct": r"\x21-\x2f\x3a-\x40\x5b-\x60\x7b-\x7e",
+    "space": r"\x09-\x0d\x20",
+    "upper": "A-Z",
+    "xdigit": "0-9A-Fa-f",
+}
+"""Those of POSIX, of ASCII letters as git has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +98,11 @@ def _class(text: str, start: int) -> tuple[str, int]:
     at += negated
     first, items = at, ""
     while at < len(text) and (text[at] != "]" or at == first):
+        if named := _NAMED.match(text, at):
+            if named[1] not in _CLASSES:
+                return "", at
+            items, at = items + _CLASSES[named[1]], named.end()
+            continue
         if text[at] == "-" and items and at + 1 < len(text) and text[at + 1] != "]":
             items, at = f"{items}-", at + 1
             continue

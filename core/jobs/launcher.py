@@ -73,7 +73,7 @@ class Launcher(Protocol):
 
     @property
     def target(self) -> str:
-        """What it runs on, for readers: `docker`, `process`."""
+        """What it runs on, for readers: `docker`, `process`, `work pool`."""
 
     async def run(self, request: JobRequest, log: "JobLog") -> JobExit:
         """Run a job to its end, its lines given to `log` as they come.
@@ -99,11 +99,13 @@ class JobResult(BaseModel):
 
     id: str
     exit_code: int
-    target: str = Field(description="What it ran on: docker, process.")
+    target: str = Field(description="What it ran on: docker, process, work pool.")
     reference: str = Field(description="The image that it ran in, or whose versions it ran with.")
     name: str
     version: int
-    outputs: str = Field(description="The folder that holds the job's outputs; empty where none is kept.")
+    outputs: str = Field(
+        description="Where its outputs are: a folder, or TYPE/NAME/ID of a storage block; empty: nowhere."
+    )
     files: tuple[OutputFile, ...] = Field(default=(), description="What is in it, the first thousand files.")
     metrics: dict[str, Number] = Field(
         default_factory=dict, description="What it logged by Run.log, over metrics.json in the outputs."

@@ -52,12 +52,13 @@ async def environment(site: Site, lock: Lock) -> AsyncIterator[Path]:
     Raises `JobError` where this machine cannot have the environment, and `PackageError` for what cannot be fetched.
     """
     _check_machine(lock)
+    place = site.cache / "environments"
+    with files.storage("making a local environment", place):
+        place.mkdir(parents=True, exist_ok=True)  # uv works in the cache already when it looks for a Python
     interpreter = "" if lock.conda else await _find_python(site, lock)
     key = digests.hex_of(canonical.digest([_RECIPE, hashes.image_hash(lock), interpreter]))[:32]
-    place = site.cache / "environments"
     with ExitStack() as stack:
         with files.storage("making a local environment", place):
-            place.mkdir(parents=True, exist_ok=True)
             async with _locked(place / f"{key}.lock"):
                 folder = await _free(site, lock, interpreter, place / key, stack)
         yield folder / "bin" / "python"

@@ -11,6 +11,7 @@ import aiohttp
 from yarl import URL
 
 from prefect_environments.core.distribution.connection import proxy_for
+from prefect_environments.core.distribution.failures import retry_after
 from prefect_environments.core.lock import urls
 from prefect_environments.core.redact import remember
 
@@ -19,7 +20,6 @@ Logins = Mapping[str, tuple[str, str]]
 _REFUSED = frozenset({401, 403, 404})  # some servers hide what a login may not see
 _MOVED = frozenset({301, 302, 303, 307, 308})
 _REDIRECTS_MAX = 10
-_LONGEST_PAUSE = 60.0  # seconds
 
 logger = logging.getLogger(__name__)
 
@@ -89,9 +89,9 @@ def _address(url: str) -> URL:
 
 
 def pause(response: Mapping[str, str] | None, default: float) -> float:
-    """Seconds to wait before another try: what the headers ask for (RFC 9110, 10.2.3, in seconds), at most a minute."""
-    given = str((response or {}).get("Retry-After", ""))
-    return min(_LONGEST_PAUSE, float(given)) if given.isdecimal() else default
+    """Seconds to wait before another try: what the headers ask for (RFC 9110, 10.2.3), at most a minute."""
+    asked = retry_after((response or {}).get("Retry-After"))
+    return default if asked is None else asked
 
 
 def netrc_logins(env: Mapping[str, str]) -> dict[str, tuple[str, str]]:

@@ -124,8 +124,8 @@ def _write_netrc(env: dict[str, str], known: Logins, folder: Path) -> None:
             logins.setdefault(host, login)
     if not logins:
         return
-    lines = []
-    for host, (user, password) in {**netrc_logins(env), **logins}.items():
+    lines, known_hosts = [], {**netrc_logins(env), **logins}
+    for host, (user, password) in sorted(known_hosts.items(), key=lambda item: not item[0]):  # the default comes last
         place = f"machine {_quoted(host)}" if host else "default"
         lines.append(f"{place} login {_quoted(user)} password {_quoted(password)}\n")
     path = folder / "netrc"

@@ -234,6 +234,7 @@ def test_an_environment_is_taken_where_a_definition_is_wanted(tmp_path: Path) ->
         ({"dockerfile": "docker/Dockerfile"}, "holds the text itself"),
         ({"extends": "a"}, "expected name:version"),
         ({"extends": "a:0"}, "expected name:version"),
+        ({"extends": "a:" + "9" * 5000}, "expected name:version"),
         ({"extends": "a b:1"}, "a b"),
         ({"dockerfile": "FROM a", "build_secrets": {"t": "hunter2"}}, "literal value for 't'"),
         ({"dockerfile": "FROM a", "build_arguments": {"API_TOKEN": "hunter2"}}, "'API_TOKEN' looks like a secret"),

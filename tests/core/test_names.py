@@ -115,3 +115,12 @@ def test_versions_are_numbered_from_one() -> None:
     assert names.document_name("Team", "Train", 1) == "team--train--v1"
     with pytest.raises(NameNotAllowed, match="numbered from 1"):
         names.document_name("team", "train", 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("7", 7), ("007", 7), ("9" * 17, int("9" * 17)), ("9" * 5000, None), ("0", None), ("", None), ("-1", None)]
+    + [("\u0667", None), ("1.0", None), (" 7", None)],
+)
+def test_the_number_of_a_version_is_what_is_written_as_one(text: str, number: int | None) -> None:
+    assert names.version_number(text) == number

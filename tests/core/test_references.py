@@ -10,15 +10,17 @@ import pytest
 
 from prefect_environments.core import hashes, references
 from prefect_environments.core.azure.store import KeyVaultSecretStore
+from prefect_environments.core.build.docker.engine import Engine
 from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.dockerfiles import built_base
 from prefect_environments.core.errors import SecretError
+from prefect_environments.core.jobs.engine_image import ensure_image
 from prefect_environments.core.redact import MASK, redact
 from prefect_environments.core.registry_settings import RegistrySettings
 from prefect_environments.core.secrets import resolve
 from prefect_environments.core.site import open_repository, open_site
 from prefect_environments.core.stores import ImageLocation
-from prefect_environments.core.versions import FolderVersionStore
+from prefect_environments.core.versions import FolderVersionStore, VersionRecord
 from tests.images.parts import Secrets, Team
 from tests.support.azure.parts import Azure, running_azure
 from tests.support.session import Session
@@ -101,6 +103,21 @@ async def test_a_registry_gets_its_login_however_it_is_spelt_and_no_other_does(
         assert (await failing(built_base(site, wanted))).startswith("base_image_password: secret:gone: ")
         async with open_repository(site, wanted, other) as repository:  # asks for no secret
             assert repository.name == "other.example.com/base"
+
+
+async def test_a_job_in_docker_names_its_images_password_before_the_engine_is_asked(tmp_path: Path) -> None:
+    definition = EnvironmentDefinition(
+        name="demo",
+        base_image="hub.example.com/base:1",
+        user_managed=True,
+        base_image_username="ann",
+        base_image_password="secret:gone",
+    )
+    reference, stored = f"hub.example.com/base@{IMAGE}", definition.model_dump(mode="json")
+    record = VersionRecord("team", "demo", 1, reference=reference, definition=stored)
+    async with open_site(team(tmp_path), cache=tmp_path / "cache") as site:
+        said = await failing(ensure_image(site, record, Engine("unix:///none")))
+    assert said.startswith("base_image_password: secret:gone: ")
 
 
 async def test_a_build_secret_is_named_before_anything_is_built(tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def deployment(prefect_server: str, test_session: Session, ground: Ground) -> It
         made = client.create_deployment(flow_id, pool, work_pool_name=pool, entrypoint=entrypoint, pull_steps=[])
     process = test_session.spawn(*command, log=f"worker-{pool}.log", env=WORKER)
     yield made
-    end(process.pid)
+    end(process.pid, patience=1)
 
 
 def test_a_run_that_a_worker_started_is_stopped_by_it_with_its_job(

@@ -39,7 +39,7 @@ def docker_worker(session: Session, pool: str, engine: DockerEngine) -> Iterator
     try:
         yield session.log(log)
     finally:
-        end(process.pid)
+        end(process.pid, patience=1)
 
 
 def runs_of_jobs(like: str = "job-") -> list[FlowRun]:

@@ -48,6 +48,9 @@ class Session:
 
     def isolate(self) -> None:
         """Keep this machine's settings out of the tests; must run before Prefect is imported."""
+        # a shell's background job ignores it, and our processes would, too
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         for name in list(os.environ):
             if (name.startswith("PREFECT_") and name != _VARIABLE) or name.upper() in _CLEARED:
                 del os.environ[name]

@@ -24,10 +24,11 @@ def parameters(run_id: str) -> dict[str, Any]:
         return client.read_flow_run(run_id).parameters  # type: ignore[arg-type]
 
 
-@pytest.mark.usefixtures("worker")
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # seconds on a quiet machine, and several minutes on one that others use
-def test_from_a_form_to_a_version_to_a_job_in_it(prefect_server: str, workspace: Workspace, tmp_path: Path) -> None:
+def test_from_a_form_to_a_version_to_a_job_in_it(
+    prefect_server: str, workspace: Workspace, deployments: dict[str, str], tmp_path: Path
+) -> None:
     """Pasted requirements become a version with its package table; it is in the job's drop-down; the log has the
     script's lines. The same requirements as a list give the same image."""
     name = unique("iris")
@@ -36,13 +37,16 @@ def test_from_a_form_to_a_version_to_a_job_in_it(prefect_server: str, workspace:
     (tmp_path / "source" / "train.py").write_text(SCRIPT)
     with browsing(prefect_server.removesuffix("/api")) as ui:
         pasted = "\r\n".join(["\ufeff# what we train with", *options, "", "spam==1.0  # and its eggs", "ham", ""])
+        ui.open_form(deployments["build-environment"])
         _build(ui, workspace, name, pasted)
         ui.until_shown(f"{name} version 1 built")
         ui.until_shown("Completed")
         ui.tab("Artifacts")
         ui.until_shown("4 of 4 packages")
         _sees_the_package_table(ui, name, workspace)
+        ui.open_form(deployments["build-environment"])
         rows = _build(ui, workspace, name, [*options, "spam==1.0", "ham"])
+        ui.open_form(deployments["run-training-job"])
         _train(ui, workspace, f"{workspace.name}--{name}--v1", tmp_path)
         ui.until_shown("training with spam 1.0")
         ui.until_shown("ended well")
@@ -54,7 +58,6 @@ def test_from_a_form_to_a_version_to_a_job_in_it(prefect_server: str, workspace:
 
 
 def _build(ui: PrefectUI, workspace: Workspace, name: str, requirements: str | list[str]) -> str:
-    ui.open_form("build-environment")
     first = ui.labels()[1:6]
     assert first == ["workspace", "environment", "Name", "Base Image (Optional)", "Requirements (Optional)"]
     ui.choose("workspace", workspace.name)
@@ -77,7 +80,6 @@ def _sees_the_package_table(ui: PrefectUI, name: str, workspace: Workspace) -> N
 
 
 def _train(ui: PrefectUI, workspace: Workspace, version: str, folder: Path) -> None:
-    ui.open_form("run-training-job")
     assert ui.labels()[1:5] == ["workspace", "environment (Optional)", "config", "Script (Optional)"]
     ui.choose("workspace", workspace.name)
     ui.choose("environment", version)

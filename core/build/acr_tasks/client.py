@@ -4,6 +4,7 @@ The SDK is synchronous, as everywhere with Azure here: calls are made in threads
 """
 
 import asyncio
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -58,18 +59,21 @@ class Run:
 
     @classmethod
     def of(cls, found: Any) -> "Run":
-        """Read the SDK's model."""
+        """Read the SDK's model. Raises `LookupError` for one that names no run."""
         known = found.properties
         images = {
             f"{image.repository}:{image.tag}": image.digest for image in known.output_images or [] if image.digest
         }
-        status = getattr(known.status, "value", known.status)
-        return cls(str(known.run_id or found.name), str(status), str(known.run_error_message or ""), images)
+        status, name = getattr(known.status, "value", known.status), known.run_id or found.name
+        if not status or not name:
+            raise LookupError("a run without its id or status")
+        return cls(str(name), str(status), str(known.run_error_message or ""), images)
 
 
 class TasksClient:
     """The calls that a build needs. Their errors are `RegistryAuthError` (who lacks what), `NotFound`,
-    `RegistryUnreachable`, and `BuildError` for a refused request; `EngineUnavailable` if the SDK is not installed."""
+    `RegistryUnreachable`, `RegistryError` for what is no answer of Azure's, and `BuildError` for a refused request;
+    `EngineUnavailable` if the SDK is not installed."""
 
     def __init__(self, settings: TasksSettings) -> None:
         self._settings = settings
@@ -84,34 +88,43 @@ class TasksClient:
 
     async def source_upload(self) -> tuple[str, str]:
         """A signed address to send a packed context to, and the place of it for a run."""
-        found = await self._call("listBuildSourceUploadUrl", self._sdk.registries.get_build_source_upload_url)
-        return _signed(found.upload_url), str(found.relative_path)
+        ask = self._sdk.registries.get_build_source_upload_url
+        url, place = await self._call(
+            "listBuildSourceUploadUrl", ask, read=lambda found: (found.upload_url, str(found.relative_path))
+        )
+        return _signed(url), place
 
     async def schedule(self, request: Mapping[str, Any]) -> Run:
         """Start a run. One that is cancelled meanwhile is cancelled there, too."""
-        asked = self._call("scheduleRun", self._sdk.registries.schedule_run, dict(request))
-        return Run.of(await settled(asked, _CLEANUP, lambda found: self.cancel(Run.of(found))))
+        asked = self._call("scheduleRun", self._sdk.registries.schedule_run, dict(request), read=Run.of)
+        return await settled(asked, _CLEANUP, self.cancel)
 
     async def run(self, run: Run) -> Run:
         """The run as it stands now."""
-        return Run.of(await self._call("runs/read", self._sdk.runs.get, run.id))
+        return await self._call("runs/read", self._sdk.runs.get, run.id, read=Run.of)
 
     async def log_url(self, run: Run) -> str:
         """A signed address of the run's log."""
-        found = await self._call("runs/listLogSasUrl", self._sdk.runs.get_log_sas_url, run.id)
-        return _signed(found.log_link)
+        ask = self._sdk.runs.get_log_sas_url
+        return _signed(await self._call("runs/listLogSasUrl", ask, run.id, read=lambda found: found.log_link))
 
     async def cancel(self, run: Run) -> None:
         """Stop a run; one that has ended stays as it is."""
-        await self._call("runs/cancel", self._sdk.runs.cancel, run.id)
+        await self._call("runs/cancel", self._sdk.runs.cancel, run.id, read=lambda _: None)
 
-    async def _call(self, action: str, method: Callable[..., _T], *args: object) -> _T:
-        from azure.core.exceptions import AzureError  # noqa: PLC0415
+    async def _call(self, action: str, method: Callable[..., Any], *args: object, read: Callable[[Any], _T]) -> _T:
+        from azure.core.exceptions import AzureError, DeserializationError  # noqa: PLC0415
 
         try:
-            return await asyncio.to_thread(method, *self._where, *args)
+            return read(await asyncio.to_thread(method, *self._where, *args))
         except AzureError as error:
             raise _explained(error, action, self._settings) from None
+        except (json.JSONDecodeError, DeserializationError, AttributeError, TypeError, LookupError) as error:
+            # the SDK takes any answer for Azure's
+            raise RegistryError(
+                f"{self._settings}: {action} was answered with what is none of Azure Resource Manager's answers "
+                f"({type(error).__name__}). Check resource_manager of the AzureCredentials block, and the proxies"
+            ) from None
         except (OSError, ValueError) as error:  # of what signs in: a token file that is not there, a wrong authority
             said = sign_in_failure(error, self._settings.identity)
             raise RegistryAuthError(f"{self._settings}: {action}: {said}", status=401) from None

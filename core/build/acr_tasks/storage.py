@@ -13,6 +13,7 @@ from yarl import URL
 from prefect_environments.core.distribution.connection import Stall, open_session, proxy_for, tls_context
 from prefect_environments.core.distribution.content import Content
 from prefect_environments.core.errors import BuildError, RegistryUnreachable
+from prefect_environments.core.lock import feeds
 
 _VERSION = {"x-ms-version": "2019-12-12"}  # the first to take 5,000 MiB in one request
 _ATTEMPTS = 4
@@ -93,7 +94,7 @@ class Storage:
                 if answer.status not in _AGAIN:
                     return answer
                 reason = f"HTTP status {answer.status}"
-                pause = answer.retry_after(pause)
+                pause = feeds.pause(answer.headers, pause)
             if attempt + 1 < _ATTEMPTS:
                 await asyncio.sleep(min(pause, _LONGEST_PAUSE))
         raise RegistryUnreachable(
@@ -109,8 +110,3 @@ class Answer:
     status: int
     headers: Any
     body: bytes
-
-    def retry_after(self, default: float) -> float:
-        """Seconds to wait, as the storage asks (RFC 9110, 10.2.3; a date is not understood)."""
-        given = str(self.headers.get("Retry-After", ""))
-        return float(given) if given.isdecimal() else default

@@ -15,10 +15,14 @@ from prefect_environments.core.azure import acr as contents
 from prefect_environments.core.azure.acr_import import import_image
 from prefect_environments.core.azure.clouds import PUBLIC
 from prefect_environments.core.azure.credentials import Identity
+from prefect_environments.core.azure.failures import sign_in_failure
 from prefect_environments.core.azure.keyvault import KeyVault, VaultSettings
 from prefect_environments.core.azure.registry import AzureRegistry
 from prefect_environments.core.azure.store import KeyVaultSecretStore
+from prefect_environments.core.build.acr_tasks.client import Run, TasksClient
+from prefect_environments.core.build.acr_tasks.settings import TasksSettings
 from prefect_environments.core.errors import (
+    BuildError,
     DefinitionError,
     PrefectEnvironmentsError,
     RegistryAuthError,
@@ -29,6 +33,7 @@ from prefect_environments.core.registry_settings import RegistrySettings
 from prefect_environments.core.secrets import SecretReference
 from tests.support.azure.acr_parts import Acr, put_image, running_acr
 from tests.support.azure.server import StandIn
+from tests.support.azure.tasks import SUBSCRIPTION
 from tests.support.session import Session
 
 
@@ -66,6 +71,26 @@ async def test_no_answer_to_the_sdk_escapes_the_error_tree(text: str) -> None:
         for call in calls:
             with pytest.raises(RegistryError, match=r"Check that login_server is"):
                 await call
+
+
+@pytest.mark.parametrize("text", ["<html>", "[]", "null", '"x"', '{"properties": 5}', '{"properties": {}}', ""])
+async def test_no_answer_to_a_build_is_taken_for_resource_managers_or_for_a_refused_sign_in(
+    acr: Acr, text: str
+) -> None:
+    with Stranger(acr.azure.authority.server_context()) as stranger:
+        stranger.text, stranger.kind = text, "text/html" if text.startswith("<") else "application/json"
+        acr.azure.entra.resources.add(stranger.url)
+        identity = acr.azure.identity()
+        here = replace(identity, cloud=replace(identity.cloud, resource_manager=stranger.url))
+        async with TasksClient(TasksSettings(SUBSCRIPTION, "group", "teamregistry", here)) as client:
+            run = Run("ca1", "Running")
+            for call in (client.schedule({}), client.run(run)):
+                with pytest.raises(RegistryError, match=r"none of Azure Resource Manager's answers") as caught:
+                    await call
+                assert not isinstance(caught.value, RegistryAuthError)
+            for signed in (client.source_upload(), client.log_url(run)):
+                with pytest.raises((RegistryError, BuildError), match=r"none of Azure|gave no address"):
+                    await signed
 
 
 @pytest.mark.parametrize("text", ["<html>", "[]", "null", '"x"'])
@@ -129,6 +154,11 @@ async def test_a_workload_identity_without_its_token_file_says_so_at_each_servic
     for call in calls:
         with pytest.raises(PrefectEnvironmentsError, match=f"the workload identity .*cannot sign in: .*{gone}"):
             await call
+
+
+def test_an_error_of_the_system_without_a_file_says_what_it_is() -> None:
+    said = sign_in_failure(OSError("the connection broke off"), Identity(kind="managed-identity"))
+    assert said.endswith("check that this machine has that identity. It was said: the connection broke off")
 
 
 def test_nobody_waits_longer_than_a_minute_for_a_vault_that_says_so(acr: Acr, monkeypatch: pytest.MonkeyPatch) -> None:

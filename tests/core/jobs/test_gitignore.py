@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from prefect_environments.core.jobs.source import source_entries
 
 FILES = ["a", "b.py", "ab.log", "src/a", "src/b.py", "src/lib/a", "src/lib/b.log", "lib/a", "lib/src/b.py", "data/x]", "!odd", "#odd"]  # fmt: skip # noqa: E501
-_WORDS = ["*", "**", "a", "b.py", "*.py", "src", "lib", "l?b", "[a-m]*", "[!a]*", "[]x]*", "x[", "\\!odd", "\\#odd", "*.log"]  # fmt: skip # noqa: E501
+_WORDS = ["*", "**", "a", "b.py", "*.py", "src", "lib", "l?b", "[a-m]*", "[!a]*", "[]x]*", "[[:alpha:]]*", "[![:lower:][:punct:]]*", "x[", "\\!odd", "\\#odd", "*.log"]  # fmt: skip # noqa: E501
 _LINES = st.builds(
     lambda mark, first, words, last: mark + first + "/".join(words) + last,
     st.sampled_from(["", "", "!"]),
@@ -53,6 +53,7 @@ def test_any_patterns_leave_out_what_git_leaves_out(folder: Path, lines: list[st
     [
         ("*\n!*/\n!*.py\n", {"b.py", "src/b.py", "lib/src/b.py"}),
         ("/*\n!/src/\n", {name for name in FILES if name.startswith("src/")}),
+        ("[^[:digit:][:space:]]*/[[:alpha:]_]\n[[:wrong:]]*\n", {*FILES, ".gitignore"} - {"src/a", "lib/a"}),
         ("data\n*.log\r\n/src/**\n", {"a", "b.py", "lib/a", "lib/src/b.py", "!odd", "#odd", ".gitignore"}),
     ],
 )

@@ -12,9 +12,11 @@ import pytest
 from prefect_environments import MpiConfiguration, PyTorchConfiguration, ScriptRunConfig
 from prefect_environments.core.errors import DefinitionError, SecretError
 from prefect_environments.core.jobs.command import command_of
-from prefect_environments.core.jobs.config import bytes_of
+from prefect_environments.core.jobs.config import EnvironmentName, bytes_of
 from prefect_environments.core.jobs.source import check_source
 from prefect_environments.core.jobs.variables import resolved
+from prefect_environments.core.versions import FolderVersionStore
+from tests.core.test_versions import draft
 from tests.images.parts import Secrets
 
 COMMIT = "5" * 40
@@ -63,6 +65,19 @@ def test_what_a_form_sends_for_empty_fields_is_nothing() -> None:
 def test_what_cannot_be_had_is_told_with_what_to_do(fields: dict[str, Any], told: str) -> None:
     with pytest.raises(DefinitionError, match=told):
         ScriptRunConfig(**{"script": "train.py", **fields})
+
+
+@pytest.mark.parametrize("text", ["iris:3@", "iris:3@sha256:0", f"iris:{'9' * 5000}", "iris:0", "iris:", "iris:٣"])
+def test_a_version_that_is_none_is_wrong_input_in_a_config_and_alone(text: str) -> None:
+    for read in (EnvironmentName.parse, lambda text: ScriptRunConfig(script="train.py", environment=text)):
+        with pytest.raises(DefinitionError):
+            read(text)
+
+
+async def test_a_versions_record_is_taken_by_its_name_and_digest(tmp_path: Path) -> None:
+    record = await FolderVersionStore(tmp_path, "team").register(draft(digest=f"sha256:{'a' * 64}"))
+    config = ScriptRunConfig(script="train.py", environment=record)
+    assert config.environment == f"{record.name}:{record.version}@{record.digest}"
 
 
 def test_git_by_ssh_is_written_either_way() -> None:

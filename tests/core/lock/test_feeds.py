@@ -324,5 +324,7 @@ async def test_a_throttled_download_waits_as_long_as_it_is_asked_to(
 
 def test_no_answer_asks_for_more_than_a_minute() -> None:
     assert feeds.pause({"Retry-After": "3600"}, 1) == 60
-    assert feeds.pause({"Retry-After": "Fri, 31 Dec 1999 23:59:59 GMT"}, 1) == 1
+    assert feeds.pause({"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"}, 1) == 60
+    assert feeds.pause({"Retry-After": "soon"}, 1) == 1
+    assert feeds.pause({"Retry-After": "0"}, 1) == 0
     assert feeds.pause(None, 2) == 2

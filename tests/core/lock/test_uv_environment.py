@@ -64,7 +64,10 @@ def test_credentials_by_host_replace_those_of_the_users_own_netrc_in_a_private_f
     own = "default login d password e\nmachine own.example.com login a password b\nmacdef init\n cd /x\n\n"
     (tmp_path / ".netrc").write_text(f"{own}machine x.example.com login a password b\nmachine cut.example.com login")
     request = ResolveRequest(
-        ("demo",), TARGET, BASE, index_credentials={"https://x.example.com/simple": ("u", 'hidden "#\\ wörd')}
+        ("demo",),
+        TARGET,
+        BASE,
+        index_credentials={"https://x.example.com/simple": ("u", 'hidden "#\\ wörd'), "new.example.com": ("n", "word")},
     )
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -75,6 +78,7 @@ def test_credentials_by_host_replace_those_of_the_users_own_netrc_in_a_private_f
         'machine "own.example.com" login "a" password "b"',
         'machine "x.example.com" login "u" password "hidden \\"#\\\\ wörd"',
         'machine "cut.example.com" login "" password ""',
+        'machine "new.example.com" login "n" password "word"',
         'default login "d" password "e"',
     ]
     assert "hidden" not in str(ResolveError('uv says hidden "#\\ wörd'))
