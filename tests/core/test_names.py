@@ -119,7 +119,7 @@ def test_versions_are_numbered_from_one() -> None:
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("7", 7), ("007", 7), ("9" * 17, 10**17 - 1), *((no, None) for no in ("9" * 5000, "0", "", "-1", "\u0667", "1.0"))],
+    [("7", 7), ("007", 7), ("9" * 17, 10**17 - 1), *((no, None) for no in ("9" * 5000, "0", "", "-1", "\u0667"))],
 )
 def test_the_number_of_a_version_is_what_is_written_as_one(text: str, number: int | None) -> None:
     assert names.version_number(text) == number
