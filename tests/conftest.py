@@ -16,6 +16,7 @@ from itertools import count  # noqa: E402
 
 import pytest  # noqa: E402
 
+from prefect_environments.core import redact  # noqa: E402
 from tests.support.base import BaseLayout, base_image  # noqa: E402
 from tests.support.engine import DockerEngine, start_engine  # noqa: E402
 from tests.support.prefect import start_server  # noqa: E402
@@ -42,6 +43,14 @@ def pytest_configure() -> None:
 def pytest_unconfigure() -> None:
     if SESSION.owner:
         SESSION.close()
+
+
+@pytest.fixture(autouse=True)
+def _forgotten_secrets() -> Iterator[None]:
+    """A value such as `password` that one test took for a secret is not masked in the texts of the next."""
+    known = set(redact._values)
+    yield
+    redact._values.intersection_update(known)
 
 
 @pytest.fixture(scope="session")

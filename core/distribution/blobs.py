@@ -213,8 +213,11 @@ async def _mount_or_open(place: Place, digest: str, step: str) -> URL | None:
     (distribution-spec, "Mounting a blob from another repository").
     """
     start = _mounting(place, digest, place.path, step)
-    answer = await _opening(place, start, place.transport.once(start))
-    if answer.status in _NO_MOUNTS:
+    try:
+        answer = await _opening(place, start, place.transport.once(start))
+    except RegistryAuthError:
+        answer = None  # mounts are refused to this user; the plain way tells whether writing is, too
+    if answer is None or answer.status in _NO_MOUNTS:
         return None if await has(place, digest, actions=_PUSH) else await _open(place, step)
     return place.transport.resolve(start, start.url, answer.headers.get("Location")) if answer.status == 202 else None
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -255,7 +255,16 @@ def kill_machine(pid: int) -> None:
     for one in doomed:
         doomed += [child for child, parent in parents.items() if parent == one]
     for one in doomed:
-        os.kill(one, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it ended by itself meanwhile
+            os.kill(one, signal.SIGKILL)
+
+
+def has_beaten(workspace: Workspace) -> bool:
+    """Whether the API knows a heartbeat of the run that builds in a workspace."""
+    with get_client(sync_client=True) as api:
+        ids = [f"prefect.flow-run.{run.id}" for run in builds(workspace)]
+        wanted = {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": {"id": ids}}
+        return bool(api.request("POST", "/events/filter", json={"filter": wanted}).json()["events"])
 
 
 @pytest.mark.slow
@@ -283,6 +292,8 @@ async def test_a_machine_that_dies_in_the_middle_of_a_build_is_replaced(
             asked = asyncio.ensure_future(asyncio.to_thread(ask))
             async with asyncio.timeout(120):
                 await proxy.reached.wait()
+                while not await asyncio.to_thread(has_beaten, workspace):  # noqa: ASYNC110 - the API tells
+                    await asyncio.sleep(0.2)
             kill_machine(doomed)
         with worker(test_session, pool, tmp_path / "second"):
             (found,) = await asked

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from prefect_environments.core import steps
 from prefect_environments.core.definition import EnvironmentDefinition
@@ -142,9 +143,9 @@ def uploads(requests: list[str], repository: str) -> int:
 
 
 def mounts(requests: list[str], repository: str) -> int:
-    """How many blobs were mounted into a repository."""
+    """How many blobs were mounted into a repository from another one; a mount from itself begins an upload."""
     start = f"POST /v2/{repository}/blobs/uploads/?mount="
-    return sum(1 for line in requests if line.startswith(start))
+    return sum(1 for line in requests if line.startswith(start) and f"from={quote(repository, safe='')}" not in line)
 
 
 def downloads(requests: list[str]) -> set[str]:

@@ -28,6 +28,7 @@ class PrefectUI:
         """From the list of deployments to the form that starts a run of one."""
 
         def click_through() -> None:
+            self.page.get_by_placeholder("Search deployments").fill(deployment)  # the list may have many pages
             self.page.get_by_role("link", name=deployment, exact=True).first.click()
             self.page.get_by_role("button", name="Run", exact=True).click()
             self.page.get_by_role("menuitem", name="Custom run").click()

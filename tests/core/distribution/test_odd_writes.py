@@ -63,7 +63,11 @@ async def test_the_locations_own_query_is_kept(blob: Blob) -> None:
 
 @pytest.mark.parametrize(
     ("answer", "requests"),
-    [(201, ["POST"]), (202, ["POST", "PUT"]), *((no, ["POST", "HEAD", "POST", "PUT"]) for no in (400, 404, 405, 415))],
+    [
+        (201, ["POST"]),
+        (202, ["POST", "PUT"]),
+        *((no, ["POST", "HEAD", "POST", "PUT"]) for no in (400, 401, 403, 404, 405, 415)),
+    ],
 )
 async def test_a_small_blob_is_asked_for_by_what_opens_its_upload(blob: Blob, answer: int, requests: list[str]) -> None:
     """A mount from the repository itself; a registry that refuses mounts is asked in the plain way."""
