@@ -8,10 +8,13 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -259,6 +262,20 @@ def kill_machine(pid: int) -> None:
             os.kill(one, signal.SIGKILL)
 
 
+def begin(work: Callable[[], Any]) -> "asyncio.Future[Any]":
+    """Start something in a thread that no loop waits for at its end: it may wait for ever."""
+    future, context = Future[Any](), copy_context()
+
+    def run() -> None:
+        try:
+            future.set_result(context.run(work))
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return asyncio.wrap_future(future)
+
+
 def has_beaten(workspace: Workspace) -> bool:
     """Whether the API knows a heartbeat of the run that builds in a workspace."""
     with get_client(sync_client=True) as api:
@@ -289,14 +306,15 @@ async def test_a_machine_that_dies_in_the_middle_of_a_build_is_replaced(
             return build_environments(workspace, environments(index, 1, 1), deployment=pool)
 
         with worker(test_session, pool, tmp_path / "first") as doomed:
-            asked = asyncio.ensure_future(asyncio.to_thread(ask))
+            asked = begin(ask)
             async with asyncio.timeout(120):
                 await proxy.reached.wait()
                 while not await asyncio.to_thread(has_beaten, workspace):  # noqa: ASYNC110 - the API tells
                     await asyncio.sleep(0.2)
             kill_machine(doomed)
         with worker(test_session, pool, tmp_path / "second"):
-            (found,) = await asked
+            async with asyncio.timeout(200):
+                (found,) = await asked
         released.set()
     assert (found.status, found.version) == ("built", 1)
     runs = await asyncio.to_thread(builds, workspace)
