@@ -8,11 +8,12 @@ import re
 import stat
 import struct
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from zlib_ng import zlib_ng
 
 from prefect_environments.core.build.tar import parents
 from prefect_environments.core.errors import PackageError
@@ -80,7 +81,7 @@ class Archive:
             size += len(content)
             if size > member.file_size:
                 raise self.refused(f"{member.filename} unpacks to more than the {member.file_size} bytes it declares")
-            crc = zlib.crc32(content, crc)
+            crc = zlib_ng.crc32(content, crc)
             yield raw, content
         if size != member.file_size or crc != member.CRC:
             raise self.refused(f"{member.filename} does not have the size and CRC that the archive declares")
@@ -90,7 +91,8 @@ class Archive:
             yield chunk, chunk
 
     def _inflated(self, member: zipfile.ZipInfo) -> Iterator[tuple[bytes, bytes]]:
-        inflate = zlib.decompressobj(-15)  # isal is faster, but takes streams that zlib and engines refuse
+        # refuses what zlib refuses, and so what engines do; isal, which is faster still, takes more than they
+        inflate = zlib_ng.decompressobj(-15)
         try:
             for chunk in self._raw(member):
                 yield chunk, inflate.decompress(chunk, 4 * CHUNK)
@@ -98,7 +100,7 @@ class Archive:
                     yield b"", inflate.decompress(inflate.unconsumed_tail, 4 * CHUNK)
             while not inflate.eof and (rest := inflate.decompress(b"", 4 * CHUNK)):
                 yield b"", rest
-        except zlib.error as error:
+        except zlib_ng.error as error:  # type: ignore[misc]  # its stub says that the class is an instance
             raise self.refused(f"{member.filename} is not a valid DEFLATE stream ({error})") from error
         if not inflate.eof or inflate.unused_data:
             raise self.refused(f"{member.filename} is not exactly one DEFLATE stream")

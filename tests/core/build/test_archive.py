@@ -5,10 +5,12 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from zlib_ng import zlib_ng
 
 from prefect_environments.core.build import archive as archives
 from prefect_environments.core.build.archive import Archive
@@ -178,6 +180,38 @@ def test_whatever_was_compressed_in_whatever_way_is_read_back(
         patch.setattr(archives, "CHUNK", chunk)
         assert archive.read("a") == content
         assert b"".join(raw for raw, _ in archive.stream(archive.members["a"])) == path.read_bytes()[31 : -22 - 47]
+
+
+@settings(deadline=None, max_examples=500)
+@given(
+    content=st.binary(max_size=3000) | st.integers(0, 70_000).map(bytes),
+    level=st.integers(0, 9),
+    strategy=st.sampled_from([zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE, zlib.Z_FIXED]),
+    seed=st.integers(0, 2**32),
+    changes=st.integers(0, 3),
+)
+def test_a_stream_is_taken_exactly_if_zlib_takes_it_which_engines_read_layers_with(
+    content: bytes, level: int, strategy: int, *, seed: int, changes: int
+) -> None:
+    choose, squeeze = random.Random(seed), zlib.compressobj(level, zlib.DEFLATED, -15, 9, strategy)
+    stream = bytearray(squeeze.compress(content) + squeeze.flush())
+    for _ in range(changes):
+        place = choose.randrange(min(len(stream), choose.choice([4, 40, 100_000])) or 1)
+        stream[place : place + choose.randrange(3)] = choose.randbytes(choose.randrange(3))
+    assert _inflated(zlib_ng, bytes(stream)) == _inflated(zlib, bytes(stream))
+
+
+def _inflated(library: ModuleType, stream: bytes) -> tuple[bytes, bool, bytes] | None:
+    """What a library makes of a stream in pieces: content, whether it came to its end, what follows; or an error."""
+    inflate, content = library.decompressobj(-15), b""
+    try:
+        for start in range(0, len(stream), 1000):
+            content += inflate.decompress(inflate.unconsumed_tail + stream[start : start + 1000], 700)
+        while not inflate.eof and (rest := inflate.decompress(inflate.unconsumed_tail, 700)):
+            content += rest
+    except library.error:
+        return None
+    return content, inflate.eof, inflate.unused_data
 
 
 class _Unseekable:
