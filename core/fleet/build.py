@@ -113,6 +113,8 @@ class _Fleet:
     resolving: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(os.cpu_count() or 2))
     asked: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
     """By definition hash: what two ask for alike, such as a Dockerfile's image, the second finds."""
+    locks: dict[tuple[str, ...], Lock] = field(default_factory=dict)
+    """What was resolved afresh, for other names of the same definition."""
     making: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
     """By image hash."""
     made: dict[str, tuple[str, Descriptor]] = field(default_factory=dict)
@@ -224,9 +226,20 @@ class _Fleet:
 
     async def _resolved(self, definition: EnvironmentDefinition) -> Lock:
         wanted = await asyncio.to_thread(steps.definition_hash, self.site.workspace, definition)
-        async with self.asked[wanted], self.resolving:
-            with self.site.catalog.turn():
-                return await steps.resolve(self.site, definition, upgrade=self.upgrade)
+        lines = (wanted, *definition.requirements, *definition.conda_dependencies)  # their order and spelling, too
+        async with self.asked[wanted]:
+            if (known := self.locks.get(lines)) is not None and self._is_afresh(definition):
+                return known
+            async with self.resolving:
+                with self.site.catalog.turn():
+                    lock = await steps.resolve(self.site, definition, upgrade=self.upgrade)
+            if self._is_afresh(definition):
+                self.locks[lines] = lock
+            return lock
+
+    def _is_afresh(self, definition: EnvironmentDefinition) -> bool:
+        """Whether the definition alone decides its lock: no version of its name, nor of one that it extends."""
+        return not definition.extends and (self.upgrade or definition.name not in self.versions)
 
     async def _image(self, definition: EnvironmentDefinition, lock: Lock) -> tuple[BuiltImage, str]:
         """The image, and what it took; that of an equal lock is taken over."""

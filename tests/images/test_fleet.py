@@ -10,18 +10,22 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from prefect_environments.core import steps
 from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.errors import NotFound
+from prefect_environments.core.fleet import build as fleets
 from prefect_environments.core.fleet.build import build_environments
 from prefect_environments.core.fleet.locks import keep_lock, kept_lock
 from prefect_environments.core.fleet.outcome import FleetOutcome
 from prefect_environments.core.fleet.status import check_images
+from prefect_environments.core.lock.model import Lock
 from prefect_environments.core.oci.validate import validate
 from prefect_environments.core.registry_settings import RegistrySettings
-from prefect_environments.core.site import open_site
+from prefect_environments.core.site import Site, open_site
 from prefect_environments.core.versions import FolderVersionStore
 from tests.images.parts import Team, build, mounts, read_image, repository_of, requests_of
 from tests.support.base import BaseLayout
@@ -84,8 +88,7 @@ def leftovers(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("tmp-*") if path.exists()]
 
 
-MANY = 60
-"""The benchmark builds 200: that takes a minute and a half here."""
+MANY = 200
 
 
 async def test_many_environments_send_each_layer_once_and_are_then_warm(
@@ -145,6 +148,24 @@ async def test_equal_images_are_built_once_and_mounted_for_the_others(
             await validate(repository, digest, tmp_path / one.name)
             assert len(await repository.referrers(digest)) == 3
     assert max(sent(seen).values()) == 1
+
+
+async def test_equal_definitions_are_resolved_once_unless_one_has_versions_whose_lock_counts(
+    own: Team, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolved = list[str]()
+
+    async def resolve(site: Site, definition: EnvironmentDefinition, *, upgrade: bool) -> Lock:
+        resolved.append(definition.name)
+        return await steps.resolve(site, definition, upgrade=upgrade)
+
+    await run(own, [wanted("old", index, "part3<2")], tmp_path / "cache")
+    monkeypatch.setattr(fleets, "steps", SimpleNamespace(**{**vars(steps), "resolve": resolve}))
+    names = ("one", "two", "three", "old")
+    found = await run(own, [wanted(name, index, "part3", "part4") for name in names], tmp_path / "cache")
+    assert {one.status for one in found.values()} <= {"built", "reused"}
+    assert sorted(resolved, reverse=True)[1:] == ["old"]
+    assert len({one.image_hash for one in found.values()}) == 1
 
 
 async def test_another_variable_is_a_new_version_of_the_image_and_says_who_made_it(
