@@ -18,7 +18,8 @@ from zlib_ng import zlib_ng
 from prefect_environments.core.build.tar import parents
 from prefect_environments.core.errors import PackageError
 
-CHUNK = 256 * 1024
+CHUNK = 64 * 1024
+"""Bytes that are read at once, and half of what is unpacked at once: buffers that malloc takes from what it has."""
 MEMBERS_MAX = 200_000
 UNPACKED_FREE = 64 * 1024 * 1024
 UNPACKED_RATIO = 200
@@ -95,10 +96,10 @@ class Archive:
         inflate = zlib_ng.decompressobj(-15)
         try:
             for chunk in self._raw(member):
-                yield chunk, inflate.decompress(chunk, 4 * CHUNK)
+                yield chunk, inflate.decompress(chunk, 2 * CHUNK)
                 while inflate.unconsumed_tail:
-                    yield b"", inflate.decompress(inflate.unconsumed_tail, 4 * CHUNK)
-            while not inflate.eof and (rest := inflate.decompress(b"", 4 * CHUNK)):
+                    yield b"", inflate.decompress(inflate.unconsumed_tail, 2 * CHUNK)
+            while not inflate.eof and (rest := inflate.decompress(b"", 2 * CHUNK)):
                 yield b"", rest
         except zlib_ng.error as error:  # type: ignore[misc]  # its stub says that the class is an instance
             raise self.refused(f"{member.filename} is not a valid DEFLATE stream ({error})") from error
