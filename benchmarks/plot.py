@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT = 560, 300
 LEFT, RIGHT, TOP, BOTTOM = 56, 84, 16, 44
+NAME_HEIGHT = 14
 COLOURS = ("#c2410c", "#2563eb", "#15803d", "#7c3aed")
 
 
@@ -45,8 +46,11 @@ def plot(lines: Sequence[Line], *, across: str, up: str) -> str:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in places]
-        x, y = places[-1]
-        parts.append(f'<text x="{x + 8:.1f}" y="{y + 4:.1f}" fill="{colour}">{line.name}</text>')
+    ends = [(line.points[-1], line.name, colour) for line, colour in zip(lines, COLOURS, strict=False)]
+    lowest = -math.inf
+    for (x, y), name, colour in sorted(ends, key=lambda end: -end[0][1]):
+        lowest = max(y_axis.place(y) + 4, lowest + NAME_HEIGHT)  # names of lines that end together stand below another
+        parts.append(f'<text x="{x_axis.place(x) + 8:.1f}" y="{lowest:.1f}" fill="{colour}">{name}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
