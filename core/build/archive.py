@@ -119,15 +119,16 @@ class Archive:
     def _data_offset(self, member: zipfile.ZipInfo) -> int:
         """Where the member's bytes start. Its local header must say what the central directory says: readers that
         look at the one or the other must see the same wheel."""
-        self._file.seek(member.header_offset)
-        block = self._file.read(_LOCAL.size)
+        named = _raw_name(member)
+        read = os.pread(self._file.fileno(), _LOCAL.size + len(named), member.header_offset)
+        block, name = read[: _LOCAL.size], read[_LOCAL.size :]
         if len(block) < _LOCAL.size:
             raise self.refused(f"{member.filename} is cut short")
         magic, flags, method, crc, packed, size, name_length, extra_length = _LOCAL.unpack(block)
         if magic != b"PK\3\4":
             raise self.refused(f"{member.filename} has no local header")
         same = method == member.compress_type and not flags & _FLAG_ENCRYPTED
-        same = same and self._file.read(name_length) == _raw_name(member)
+        same = same and name_length == len(named) and name == named
         if not flags & _FLAG_DESCRIPTOR:  # else these three follow the member's bytes
             same = same and crc == member.CRC
             same = same and packed in (member.compress_size, _ZIP64) and size in (member.file_size, _ZIP64)
@@ -175,11 +176,11 @@ class Archive:
         name = member.filename
         if member.orig_filename != name or _BAD_NAME.search(name.removesuffix("/")):
             raise self.refused(f"the member {member.orig_filename!r:.200} has an unsafe name")
-        if any(len(part.encode()) > NAME_MAX for part in name.split("/")):
+        if len(name.encode()) > NAME_MAX and any(len(part.encode()) > NAME_MAX for part in name.split("/")):
             raise self.refused(f"the member {name!r:.80}… has a name that is longer than {NAME_MAX} bytes")
         if _UNICODE_PATH in _extra_fields(member.extra):
             raise self.refused(f"the member {name!r} has a second name, which only some readers see")
-        if any(part.startswith(".wh.") for part in name.split("/")):
+        if ".wh." in name and any(part.startswith(".wh.") for part in name.split("/")):
             raise self.refused(f"the member {name!r} would be read as a whiteout, which deletes files of the image")
         kind = stat.S_IFMT(member.external_attr >> 16)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR) or (kind == stat.S_IFDIR) > name.endswith("/"):

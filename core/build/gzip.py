@@ -13,9 +13,9 @@ from functools import cache
 HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 """A member's header: no name, no time, no flags, unknown operating system."""
 
-_STORED_MAX = 0xFFFF
+_STORED, _STORED_MAX = struct.Struct("<BHH"), 0xFFFF
 _SHORTEST_RUN = 24  # shorter runs cost more as a match than they do in a stored block
-_RUN = re.compile(rb"\0{%d,}" % _SHORTEST_RUN)
+_RUN, _NO_ZERO = bytes(_SHORTEST_RUN), re.compile(rb"[^\0]")
 _LONGEST_MATCH = 258
 _RUN_MAX = 64 * 1024  # keeps the cache of encoded runs small; longer runs are cut
 
@@ -29,25 +29,26 @@ def member(content: bytes) -> bytes:
     """`content` as one whole gzip member: stored blocks, and zero runs as matches."""
     parts = [HEADER]
     position = 0
-    for run in _RUN.finditer(content):
-        parts += _stored(content[position : run.start()])
-        length = run.end() - run.start()
-        while length > 0:
+    # find() and a search, as one expression for runs would try each byte of a text
+    while (start := content.find(_RUN, position)) >= 0:
+        after = _NO_ZERO.search(content, start + _SHORTEST_RUN)
+        end = after.start() if after else len(content)
+        if start > position:
+            _store(content[position:start], parts)
+        for length in range(end - start, 0, -_RUN_MAX):
             parts.append(_zeros(min(length, _RUN_MAX)))
-            length -= _RUN_MAX
-        position = run.end()
-    parts += _stored(content[position:])
+        position = end
+    if position < len(content):
+        _store(content[position:], parts)
     parts += [b"\x01\0\0\xff\xff", trailer(zlib.crc32(content), len(content))]
     return b"".join(parts)
 
 
-def _stored(content: bytes) -> list[bytes]:
-    """Stored blocks, none of them the stream's last (RFC 1951, 3.2.4)."""
-    parts = []
+def _store(content: bytes, parts: list[bytes]) -> None:
+    """Add stored blocks, none of them the stream's last (RFC 1951, 3.2.4)."""
     for start in range(0, len(content), _STORED_MAX):
         piece = content[start : start + _STORED_MAX]
-        parts += [struct.pack("<BHH", 0, len(piece), len(piece) ^ 0xFFFF), piece]
-    return parts
+        parts += (_STORED.pack(0, len(piece), len(piece) ^ 0xFFFF), piece)
 
 
 @cache

@@ -16,6 +16,7 @@ from prefect_environments.core.build.wheel import Bytecode, Content, Wheel
 from prefect_environments.core.oci.descriptor import LAYER_GZIP
 
 _PENDING_MAX = 1024 * 1024
+_READY_MAX = 64 * 1024  # bytes that are hashed and written at once: thousands of pieces are a dozen bytes long
 _MEMBER_COST = 48  # bytes that a gzip member of its own costs, with the one that it splits
 
 
@@ -51,7 +52,7 @@ class LayerWriter:
         self._encode = encode
         self._compressed, self._tar = hashlib.sha256(), hashlib.sha256()
         self._size = self._unpacked = self._files = 0
-        self._pending = bytearray()
+        self._pending, self._ready = bytearray(), bytearray()
 
     def add(self, entry: tar.Entry, data: bytes = b"") -> None:
         """An entry with content from memory; directories and links have none."""
@@ -89,6 +90,7 @@ class LayerWriter:
     def finish(self) -> LayerBlob:
         self._plain(tar.END)
         self._flush()
+        self._write()
         return LayerBlob(
             f"sha256:{self._compressed.hexdigest()}",
             f"sha256:{self._tar.hexdigest()}",
@@ -114,9 +116,15 @@ class LayerWriter:
         self._unpacked += len(content)
 
     def _emit(self, content: bytes) -> None:
-        self._compressed.update(content)
-        self._out.write(content)
-        self._size += len(content)
+        self._ready += content
+        if len(self._ready) >= _READY_MAX:
+            self._write()
+
+    def _write(self) -> None:
+        self._compressed.update(self._ready)
+        self._out.write(self._ready)
+        self._size += len(self._ready)
+        self._ready.clear()
 
 
 def write_entries(entries: Iterable[tuple[tar.Entry, bytes]], out: BinaryIO) -> LayerBlob:

@@ -1,8 +1,8 @@
 """Deterministic tar headers (POSIX.1-2001 ustar and pax): fixed times and owners, nothing of this machine."""
 
-import posixpath
 import struct
 import tarfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -59,7 +59,8 @@ def header(entry: Entry, size: int = 0) -> bytes:
             prefix,
         )
     )
-    block[148:156] = b"%06o\0 " % sum(block)
+    # one more than the sum of the bytes, as Adler-32's lower half is below its modulus: 512 ASCII characters
+    block[148:156] = b"%06o\0 " % ((zlib.adler32(block) & 0xFFFF) - 1)
     return bytes(block)
 
 
@@ -87,8 +88,8 @@ def parents(paths: Iterable[str]) -> set[str]:
     """
     found: set[str] = set()
     for path in paths:
-        folder = posixpath.dirname(path)
+        folder = path.rpartition("/")[0]
         while folder and folder not in found:
             found.add(folder)
-            folder = posixpath.dirname(folder)
+            folder = folder.rpartition("/")[0]
     return found
