@@ -8,6 +8,7 @@ import time
 STARTED = time.perf_counter()
 
 import asyncio  # noqa: E402
+import gc  # noqa: E402
 import json  # noqa: E402
 import resource  # noqa: E402
 import sys  # noqa: E402
@@ -85,3 +86,4 @@ async def build(order: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     print(json.dumps(asyncio.run(build(json.loads(sys.argv[1])))))
+    gc.freeze()  # as the command line ends

@@ -4,6 +4,7 @@ It starts no flow, and loads Prefect only where the workspace is a block. What a
 so that help comes at once.
 """
 
+import gc
 from collections.abc import Sequence
 
 INTERRUPTED = 130
@@ -17,3 +18,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(arguments)
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def script() -> int:
+    """`main` as the only work of its process, which ends without a last look of the garbage collector at all that was
+    imported: it takes longer than a short command."""
+    try:
+        return main()
+    finally:
+        gc.freeze()

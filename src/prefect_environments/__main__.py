@@ -2,6 +2,6 @@
 
 import sys
 
-from prefect_environments.cli import main
+from prefect_environments.cli import script
 
-sys.exit(main())
+sys.exit(script())
