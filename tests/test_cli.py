@@ -23,7 +23,7 @@ import click
 import pytest
 import yaml
 
-from prefect_environments.cli import main, output, specifications
+from prefect_environments.cli import main, output, script, specifications
 from prefect_environments.cli.app import cli
 from prefect_environments.cli.command import Command
 from prefect_environments.cli.workspaces import FolderWorkspace, find_workspace
@@ -136,7 +136,7 @@ def test_a_workspace_in_a_folder_needs_no_prefect(shell: Shell) -> None:
 def test_the_installed_command_and_python_m_are_the_same_program(made: Shell) -> None:
     target = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["prefect-environments"]
     module, _, function = target.partition(":")
-    assert getattr(import_module(module), function) is main
+    assert getattr(import_module(module), function) is script
     assert made.process("--version").out.startswith("prefect-environments, version ")
 
 
