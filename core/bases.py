@@ -25,11 +25,13 @@ async def open_base(
     platform = Platform.parse(definition.platform)
     if definition.dockerfile or definition.build_context:
         built = lock.base if lock else await _built(site, definition)
-        yield await load_base(site.built_repository, built.digest, built.name, platform)
+        yield await load_base(site.built_repository, built.digest, built.name, platform, site.bases)
         return
     location = _location(site, definition, lock.base if lock else None)
+    # what another login may read is not known to everybody
+    known = site.bases if location.address == site.store.address and not definition.base_image_username else None
     async with open_repository(site, definition, location) as repository:
-        yield await load_base(repository, location.identifier, location.name, platform)
+        yield await load_base(repository, location.identifier, location.name, platform, known)
 
 
 async def _built(site: Site, definition: EnvironmentDefinition) -> LockedBase:

@@ -23,6 +23,7 @@ from prefect_environments.core.stores import ImageLocation, open_store
 from prefect_environments.core.workspace import Workspace
 
 if TYPE_CHECKING:
+    from prefect_environments.core.build.base import KnownBases
     from prefect_environments.core.build.catalog import Catalog
 
 
@@ -42,6 +43,8 @@ class Site:
     cache: Path
     progress: Progress = SILENT
     index_credentials: Mapping[str, tuple[str, str]] = field(default_factory=dict, repr=False)
+    bases: "KnownBases" = field(default_factory=dict, init=False, repr=False)
+    """The base images of its own store that were read."""
     _catalog: "Catalog | None" = field(default=None, init=False, repr=False)
 
     @property

@@ -16,6 +16,9 @@ from prefect_environments.core.oci.image import (
 )
 from prefect_environments.core.oci.repository import Manifest, Repository
 
+KnownBases = dict[str, tuple[ImageManifest, ImageConfig]]
+"""Base images that were read, by `repository@digest` of their manifest."""
+
 
 @dataclass(frozen=True, slots=True)
 class BaseImage:
@@ -27,11 +30,17 @@ class BaseImage:
     repository: Repository
 
 
-async def load_base(repository: Repository, reference: str, name: str, platform: Platform) -> BaseImage:
+async def load_base(
+    repository: Repository, reference: str, name: str, platform: Platform, known: KnownBases | None = None
+) -> BaseImage:
     """Read a base image's manifest and config; an index gives its image for `platform`.
 
+    What `known` has is not read again, and what was read is added to it.
     Raises `BaseImageError` where there is none for the platform, `NotFound` where there is no such image.
     """
+    known = {} if known is None else known
+    if found := known.get(f"{repository.name}@{reference}"):
+        return _checked(BaseImage(LockedBase(name, reference), *found, repository), platform)
     try:
         manifest = await repository.get_manifest(reference)
     except NotFound as error:
@@ -43,17 +52,25 @@ async def load_base(repository: Repository, reference: str, name: str, platform:
         manifest = await repository.get_manifest(chosen.digest)
     else:
         raise ImageError(f"the base image {name} is an index of indexes, more than {INDEX_DEPTH} deep")
-    return await _loaded(repository, manifest, name, platform)
+    digest = manifest.descriptor.digest
+    place = f"{repository.name}@{digest}"
+    if place not in known:
+        known[place] = await _read(repository, manifest)
+    return _checked(BaseImage(LockedBase(name, digest), *known[place], repository), platform)
 
 
-async def _loaded(repository: Repository, manifest: Manifest, name: str, platform: Platform) -> BaseImage:
+async def _read(repository: Repository, manifest: Manifest) -> tuple[ImageManifest, ImageConfig]:
     image = ImageManifest.from_bytes(manifest.content)
-    config = ImageConfig.from_bytes(await read_all(repository, image.config, CONFIG_LIMIT))
-    if config.platform != (platform.os, platform.architecture):
-        raise BaseImageError(f"the base image {name} is for {'/'.join(config.platform)}, not for {platform}")
-    if len(image.layers) != len(config.diff_ids):
-        raise ImageError(f"the base image {name} lists {len(image.layers)} layers and {len(config.diff_ids)} diff ids")
-    return BaseImage(LockedBase(name, manifest.descriptor.digest), image, config, repository)
+    return image, ImageConfig.from_bytes(await read_all(repository, image.config, CONFIG_LIMIT))
+
+
+def _checked(base: BaseImage, platform: Platform) -> BaseImage:
+    name, layers, diff_ids = base.locked.name, len(base.manifest.layers), len(base.config.diff_ids)
+    if base.config.platform != (platform.os, platform.architecture):
+        raise BaseImageError(f"the base image {name} is for {'/'.join(base.config.platform)}, not for {platform}")
+    if layers != diff_ids:
+        raise ImageError(f"the base image {name} lists {layers} layers and {diff_ids} diff ids")
+    return base
 
 
 async def read_all(repository: Repository, descriptor: Descriptor, limit: int) -> bytes:

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefect_environments.core.build.base import load_base
+from prefect_environments.core.build.base import KnownBases, load_base
 from prefect_environments.core.errors import BaseImageError, ImageError, NotFound
+from prefect_environments.core.lock.model import LockedBase
 from prefect_environments.core.lock.target import Platform
 from prefect_environments.core.oci import descriptor as types
 from prefect_environments.core.oci import digest as digests
@@ -207,3 +208,17 @@ async def test_a_base_with_a_diff_id_too_many_is_refused(tmp_path: Path) -> None
     config = config_of(LAYERS, rootfs={"type": "layers", "diff_ids": diff_ids})
     with pytest.raises(ImageError, match="lists 2 layers and 3 diff ids"):
         await load_base(await put_image(tmp_path, config=config), "latest", "example.com/base", Platform())
+
+
+async def test_a_base_that_was_read_is_not_read_again_by_its_digest_and_is_still_checked(tmp_path: Path) -> None:
+    repository, known = await put_image(tmp_path), KnownBases()
+    first = await load_base(repository, "latest", "example.com/base:1", Platform(), known)
+    assert list(known) == [f"{repository.name}@{first.locked.digest}"]
+    repository.layout.blob_path(first.locked.digest).unlink()
+    again = await load_base(repository, first.locked.digest, "example.com/base:2", Platform(), known)
+    assert (again.manifest, again.config) == (first.manifest, first.config)
+    assert again.locked == LockedBase("example.com/base:2", first.locked.digest)
+    with pytest.raises(BaseImageError, match="not for linux/arm64"):
+        await load_base(repository, first.locked.digest, "example.com/base:1", Platform("arm64"), known)
+    with pytest.raises(NotFound):
+        await load_base(repository, first.locked.digest, "example.com/base:1", Platform())
