@@ -1,16 +1,21 @@
 """What all blocks of this package share: how they show themselves in JSON, and that they never spill secrets."""
 
 from abc import ABC
-from typing import Any, ClassVar, TypeVar
+from copy import deepcopy
+from typing import Any, ClassVar, Literal, TypeVar
 
 from prefect.blocks.core import Block
 from prefect.client.schemas.objects import BlockDocument
 from pydantic import ConfigDict, HttpUrl, SecretStr, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
+from pydantic.json_schema import GenerateJsonSchema
 
 from prefect_environments.core.errors import SecretError
 
 DOCUMENTATION_URL = HttpUrl("https://github.com/prefect-environments/prefect-environments")
 LOGO_URL = HttpUrl("https://raw.githubusercontent.com/prefect-environments/prefect-environments/main/docs/logo.png")
+
+_schemas: dict[tuple[object, ...], tuple[object, dict[str, Any]]] = {}
+"""JSON schemas by class and options, each with pydantic's schema of the class that it was made from."""
 
 _Text = TypeVar("_Text", str, SecretStr)
 
@@ -24,6 +29,23 @@ class EnvironmentsBlock(Block, ABC):
 
     # Pydantic would repeat a refused value, such as an address with a password in it, in its error.
     model_config: ClassVar[ConfigDict] = ConfigDict(hide_input_in_errors=True)
+
+    @classmethod
+    def model_json_schema(  # type: ignore[override]  # as Prefect has it, without pydantic's newest option
+        cls,
+        by_alias: bool = True,
+        ref_template: str = "#/definitions/{model}",
+        schema_generator: type[GenerateJsonSchema] = GenerateJsonSchema,
+        mode: Literal["validation", "serialization"] = "validation",
+    ) -> dict[str, Any]:
+        """Prefect's, made once for a class: to save a block Prefect asks for it dozens of times, and each time for the
+        schemas of all blocks that may be inside it, which took seconds for a workspace."""
+        asked = (cls, by_alias, ref_template, schema_generator, mode)
+        made_from, schema = _schemas.get(asked, (None, {}))
+        if made_from is not cls.__pydantic_core_schema__:  # it is another one after `model_rebuild`
+            schema = super().model_json_schema(by_alias, ref_template, schema_generator, mode)
+            _schemas[asked] = cls.__pydantic_core_schema__, schema
+        return deepcopy(schema)
 
     @model_serializer(mode="wrap")
     def ser_model(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:

@@ -24,6 +24,7 @@ from prefect_environments.blocks import (
     EnvironmentVersion,
     PackageIndexCredentials,
     Workspace,
+    base,
 )
 from prefect_environments.blocks.secrets import PrefectSecretStore
 from prefect_environments.blocks.versions import PrefectVersionStore
@@ -141,6 +142,32 @@ async def test_a_local_workspace_is_saved_with_its_folder_inside(prefect_server:
     await Workspace.local(tmp_path).asave(name)
     loaded: Workspace = await Workspace.aload(name)
     assert loaded.registry.settings().folder == tmp_path / "images"
+
+
+async def test_schemas_are_made_once_however_often_prefect_asks_for_them(
+    prefect_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To save a workspace it asks for its fields' schemas dozens of times, each time with all blocks inside them."""
+    made = list[str]()
+    original = Block.model_json_schema.__func__  # type: ignore[attr-defined]
+
+    def make(cls: type[Block], *given: Any, **named: Any) -> Any:
+        made.append(cls.__name__)
+        return original(cls, *given, **named)
+
+    monkeypatch.setattr(Block, "model_json_schema", classmethod(make))
+    monkeypatch.setattr(base, "_schemas", {})
+    registry = ContainerRegistry(address="registry.example.com")
+    await registry.asave(unique("registry"))
+    await Workspace(name=unique("Team"), registry=registry).asave(name := unique("ws"))
+    assert made.count("Workspace") == 2  # with fields by alias, and by name
+    made.clear()
+    loaded: Workspace = await Workspace.aload(name)
+    await loaded.asave(name, overwrite=True)
+    assert not made
+    schema = Workspace.model_json_schema()
+    schema["properties"].clear()  # a copy: who changes it changes nobody else's
+    assert Workspace.model_json_schema()["properties"]
 
 
 async def test_every_field_survives_saving_and_loading(prefect_server: str) -> None:
