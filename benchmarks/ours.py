@@ -7,8 +7,11 @@ import time
 
 STARTED = time.perf_counter()
 
-import asyncio  # noqa: E402
 import gc  # noqa: E402
+
+gc.set_threshold(20_000, 20, 20)  # as the command line does
+
+import asyncio  # noqa: E402
 import json  # noqa: E402
 import resource  # noqa: E402
 import sys  # noqa: E402
