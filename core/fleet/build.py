@@ -43,6 +43,9 @@ LOOKS = 16
 UNANSWERED = 8
 """Environments in a row for which the registry gives no answer, after all retries, before the others are not tried."""
 
+_NOT_RESOLVED = {"name", "description", "tags", "environment_variables"}
+"""What of a definition has no part in its lock."""
+
 logger = logging.getLogger(__name__)
 
 Builder = Callable[[Site, EnvironmentDefinition, Lock], Awaitable[BuiltImage]]
@@ -113,8 +116,8 @@ class _Fleet:
     resolving: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(os.cpu_count() or 2))
     asked: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
     """By definition hash: what two ask for alike, such as a Dockerfile's image, the second finds."""
-    locks: dict[tuple[str, ...], Lock] = field(default_factory=dict)
-    """What was resolved afresh, for other names of the same definition."""
+    locks: dict[str, Lock] = field(default_factory=dict)
+    """What was resolved afresh, by all of a definition that is not in `_NOT_RESOLVED`."""
     making: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
     """By image hash."""
     made: dict[str, tuple[str, Descriptor]] = field(default_factory=dict)
@@ -226,15 +229,16 @@ class _Fleet:
 
     async def _resolved(self, definition: EnvironmentDefinition) -> Lock:
         wanted = await asyncio.to_thread(steps.definition_hash, self.site.workspace, definition)
-        lines = (wanted, *definition.requirements, *definition.conda_dependencies)  # their order and spelling, too
+        # more than its hash: logins and `require_hashes` decide whether there is a lock at all
+        alike = definition.model_dump_json(exclude=_NOT_RESOLVED) if self._is_afresh(definition) else ""
         async with self.asked[wanted]:
-            if (known := self.locks.get(lines)) is not None and self._is_afresh(definition):
-                return known
+            if alike in self.locks:
+                return self.locks[alike]
             async with self.resolving:
                 with self.site.catalog.turn():
                     lock = await steps.resolve(self.site, definition, upgrade=self.upgrade)
-            if self._is_afresh(definition):
-                self.locks[lines] = lock
+            if alike:
+                self.locks[alike] = lock
             return lock
 
     def _is_afresh(self, definition: EnvironmentDefinition) -> bool:

@@ -10,14 +10,13 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from prefect_environments.core import steps
 from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.errors import NotFound
-from prefect_environments.core.fleet import build as fleets
 from prefect_environments.core.fleet.build import build_environments
 from prefect_environments.core.fleet.locks import keep_lock, kept_lock
 from prefect_environments.core.fleet.outcome import FleetOutcome
@@ -55,7 +54,7 @@ def index(tmp_path: Path) -> Path:
     return folder
 
 
-def wanted(name: str, index: Path, *requirements: str, **options: str) -> EnvironmentDefinition:
+def wanted(name: str, index: Path, *requirements: str, **options: Any) -> EnvironmentDefinition:
     return EnvironmentDefinition(
         name=name,
         requirements=requirements,
@@ -153,19 +152,27 @@ async def test_equal_images_are_built_once_and_mounted_for_the_others(
 async def test_equal_definitions_are_resolved_once_unless_one_has_versions_whose_lock_counts(
     own: Team, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    resolved = list[str]()
+    resolved, original = list[str](), steps.resolve
 
-    async def resolve(site: Site, definition: EnvironmentDefinition, *, upgrade: bool) -> Lock:
+    async def resolve(site: Site, definition: EnvironmentDefinition, **options: Any) -> Lock:
         resolved.append(definition.name)
-        return await steps.resolve(site, definition, upgrade=upgrade)
+        return await original(site, definition, **options)
 
     await run(own, [wanted("old", index, "part3<2")], tmp_path / "cache")
-    monkeypatch.setattr(fleets, "steps", SimpleNamespace(**{**vars(steps), "resolve": resolve}))
+    monkeypatch.setattr(steps, "resolve", resolve)
     names = ("one", "two", "three", "old")
     found = await run(own, [wanted(name, index, "part3", "part4") for name in names], tmp_path / "cache")
     assert {one.status for one in found.values()} <= {"built", "reused"}
     assert sorted(resolved, reverse=True)[1:] == ["old"]
     assert len({one.image_hash for one in found.values()}) == 1
+
+
+async def test_who_requires_hashes_gets_no_lock_of_one_who_does_not(own: Team, index: Path, tmp_path: Path) -> None:
+    """The two have one definition hash: requiring hashes changes no image."""
+    easy, strict = wanted("easy", index, "part3"), wanted("strict", index, "part3", require_hashes=True)
+    found = await run(own, [easy, strict], tmp_path / "cache")
+    assert (found["easy"].status, found["strict"].status) == ("built", "failed")
+    assert "every package must have a --hash" in found["strict"].reason
 
 
 async def test_another_variable_is_a_new_version_of_the_image_and_says_who_made_it(
