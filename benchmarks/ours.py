@@ -7,11 +7,13 @@ import time
 
 STARTED = time.perf_counter()
 
-import gc  # noqa: E402
+from prefect_environments.cli import collect_seldom  # noqa: E402
 
-gc.set_threshold(20_000, 20, 20)  # as the command line does
+if __name__ == "__main__":
+    collect_seldom()  # before all other imports, as the command line does
 
 import asyncio  # noqa: E402
+import gc  # noqa: E402
 import json  # noqa: E402
 import resource  # noqa: E402
 import sys  # noqa: E402

@@ -7,6 +7,11 @@ import time
 
 STARTED, CPU_STARTED = time.perf_counter(), time.process_time()
 
+from prefect_environments.cli import collect_seldom  # noqa: E402
+
+if __name__ == "__main__":
+    collect_seldom()  # before all other imports, as the command line does
+
 import asyncio  # noqa: E402
 import functools  # noqa: E402
 import inspect as introspection  # noqa: E402

@@ -21,10 +21,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def script() -> int:
-    """`main` as the only work of its process. The garbage collector looks seldom, and not once more at the end: what it
-    would walk is mostly what was imported, which stays, and that takes longer than a short command."""
-    gc.set_threshold(20_000, 20, 20)
+    """`main` as the only work of its process, which ends without a last look of the collector at what was imported."""
+    collect_seldom()
     try:
         return main()
     finally:
         gc.freeze()
+
+
+def collect_seldom() -> None:
+    """Let the garbage collector look seldom: what it would walk is mostly what was imported, which stays, and that
+    takes longer than a short command."""
+    gc.set_threshold(20_000, 20, 20)
