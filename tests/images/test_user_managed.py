@@ -31,18 +31,21 @@ from tests.support.registry import Registry
 
 
 async def test_an_image_is_registered_where_it_is_by_digest(
-    team: Team, define: Define, open_base: str, open_registry: Registry, tmp_path: Path
+    team: Team, define: Define, open_registry: Registry, base_layout: BaseLayout, tmp_path: Path
 ) -> None:
-    wanted = define(base_image=open_base, user_managed=True, interpreter_path="/usr/bin/python3", find_links=())
+    own = open_registry.repository_url("images/as-it-is:1")  # other tests read the base's own repository
+    base_layout.push(own)
+    wanted = define(base_image=own, user_managed=True, interpreter_path="/usr/bin/python3", find_links=())
     with requests_of(open_registry) as seen:
         first = await build(team, wanted, tmp_path / "cache")
     repository, _, digest = first.ready.reference.partition("@")
-    assert repository == open_base.rpartition(":")[0]
-    assert first.ready.digest == digest == tool_digest(open_base)
+    assert repository == own.rpartition(":")[0]
+    assert first.ready.digest == digest == tool_digest(own)
     assert first.ready.python_path == "/usr/bin/python3"
     assert first.ready.packages == 0 and first.ready.reused
     assert uploads(seen, repository.partition("/")[2]) == 0
-    assert len(downloads(seen)) == 1  # the config, for its platform; no layer
+    read = downloads([line for line in seen if "/images/as-it-is/" in line])
+    assert len(read) == 1  # the config, for its platform; no layer
 
 
 async def test_it_is_found_again_by_one_request_and_a_moved_tag_is_taken_in_by_upgrade(
