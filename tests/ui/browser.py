@@ -65,8 +65,9 @@ class PrefectUI:
         return self.page.get_by_role("option").all_inner_texts()
 
     def choose(self, label: str, block: str) -> None:
-        """Choose a block in a drop-down by its name."""
+        """Find a block in a drop-down by its name and choose it: of many, it lists the first fifty only."""
         self.open_choices(label)
+        self.page.get_by_placeholder("Search for a block").fill(block)
         self.page.get_by_role("option", name=block, exact=True).click()
 
     def submit(self) -> str:

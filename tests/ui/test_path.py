@@ -1,12 +1,17 @@
 """From a browser: somebody who never saw the code builds an environment, and trains in it."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import BlockDocumentCreate
 
 from prefect_environments import Workspace
+from prefect_environments.blocks.versions import PrefectVersionStore
+from prefect_environments.core.names import document_name
+from prefect_environments.core.versions import VersionRecord
 from tests.flows.parts import unique, wheel_folder
 from tests.ui.browser import PrefectUI, browsing
 
@@ -16,6 +21,22 @@ from prefect_environments import Run
 print("training with spam", spam.__version__)
 Run.get_context().log("accuracy", 0.97)
 """
+
+LISTED = 50
+"""How many blocks a drop-down of the UI lists; further ones are found by typing."""
+
+
+def _register_versions_of_others(count: int) -> None:
+    """Versions that come first in the alphabet: one, and copies of its block."""
+    team = unique("a-team")
+    draft = VersionRecord(team, "iris", 0, "registry.example.com/iris@sha256:abc")
+    asyncio.run(PrefectVersionStore(team).register(draft))
+    with get_client(sync_client=True) as client:
+        one = client.read_block_document_by_name(document_name(team, "iris", 1), "environment-version")
+        kind = {"block_type_id": one.block_type_id, "block_schema_id": one.block_schema_id}
+        for number in range(2, count + 1):
+            name = document_name(team, "iris", number)
+            client.create_block_document(BlockDocumentCreate(name=name, data=one.data, **kind))
 
 
 def parameters(run_id: str) -> dict[str, Any]:
@@ -29,8 +50,9 @@ def parameters(run_id: str) -> dict[str, Any]:
 def test_from_a_form_to_a_version_to_a_job_in_it(
     prefect_server: str, workspace: Workspace, deployments: dict[str, str], tmp_path: Path
 ) -> None:
-    """Pasted requirements become a version with its package table; it is in the job's drop-down; the log has the
-    script's lines. The same requirements as a list give the same image."""
+    """Pasted requirements become a version with its package table; it is in the job's drop-down, also beside more
+    versions than that lists; the log has the script's lines. The same requirements as a list give the same image."""
+    _register_versions_of_others(LISTED)
     name = unique("iris")
     options = ["--no-index", f"--find-links {wheel_folder(tmp_path / 'wheels')}"]
     (tmp_path / "source").mkdir()
