@@ -33,10 +33,12 @@ def _register_versions_of_others(count: int) -> None:
     asyncio.run(PrefectVersionStore(team).register(draft))
     with get_client(sync_client=True) as client:
         one = client.read_block_document_by_name(document_name(team, "iris", 1), "environment-version")
-        kind = {"block_type_id": one.block_type_id, "block_schema_id": one.block_schema_id}
+        ids = one.block_type_id, one.block_schema_id
         for number in range(2, count + 1):
             name = document_name(team, "iris", number)
-            client.create_block_document(BlockDocumentCreate(name=name, data=one.data, **kind))
+            client.create_block_document(
+                BlockDocumentCreate(name=name, data=one.data, block_type_id=ids[0], block_schema_id=ids[1])
+            )
 
 
 def parameters(run_id: str) -> dict[str, Any]:
