@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from azure.keyvault.secrets._shared import HttpChallengeCache
 
 from prefect_environments.core.azure.clouds import PUBLIC
 from prefect_environments.core.azure.credentials import Identity
@@ -78,6 +79,8 @@ def running_azure(session: Session, vault_name: str = "") -> Iterator[Azure]:
     tls = authority.server_context()
     name = f"{vault_name}.{VAULT_DOMAIN}" if vault_name else ""
     with Entra(tls) as entra, VaultServer(entra, tls, name) as vault:
+        # the SDK remembers for the whole process which tenant a vault belongs to: of an earlier one at this port, too
+        HttpChallengeCache.remove_challenge_for_url(vault.vault_url)
         app = entra.register()
         vault.grant(app, "Key Vault Secrets User")
         yield Azure(authority, entra, vault, app)
