@@ -143,7 +143,7 @@ def stages_section(rounds: list[Round]) -> str:
     lines += [
         "",
         f"Together {wall:.2f} s, {working:.2f} s without imports: **{working / floor:.2f}** times the limits' sum of "
-        f"{floor:.2f} s. CPU time of our own process {cpu:.2f} s, {last['requests']} requests to the registry.",
+        f"{floor:.2f} s. CPU time {cpu:.2f} s, uv included, {last['requests']} requests to the registry.",
         "",
         "More limits: "
         + "; ".join(f"{name} {median(lambda r, name=name: r.more[name]):.2f} s" for name in rounds[0].more)  # type: ignore[misc]

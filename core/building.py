@@ -96,7 +96,15 @@ async def _assemble(
         ) as wheels,
     ):
         assembler = Assembler(
-            base, repository, wheels, site.scratch, site.catalog, known, known_base, progress=site.progress
+            base,
+            repository,
+            wheels,
+            site.scratch,
+            site.catalog,
+            known,
+            known_base,
+            progress=site.progress,
+            converters=site.converters,
         )
         done = await assembler.assemble(lock, tag)
     new = sum(not layer.reused for layer in done.layers)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from prefect_environments.core.workspace import Workspace
 if TYPE_CHECKING:
     from prefect_environments.core.build.base import KnownBases
     from prefect_environments.core.build.catalog import Catalog
+    from prefect_environments.core.build.converters import Converters
 
 
 def default_cache() -> Path:
@@ -46,6 +47,7 @@ class Site:
     bases: "KnownBases" = field(default_factory=dict, init=False, repr=False)
     """The base images of its own store that were read."""
     _catalog: "Catalog | None" = field(default=None, init=False, repr=False)
+    _converters: "Converters | None" = field(default=None, init=False, repr=False)
 
     @property
     def catalog(self) -> "Catalog":
@@ -56,6 +58,20 @@ class Site:
 
             self._catalog = Catalog(self.store.repository(f"{self.workspace.repository_prefix}-layers"))
         return self._catalog
+
+    @property
+    def converters(self) -> "Converters":
+        """What converts wheels for all builds here."""
+        if self._converters is None:
+            from prefect_environments.core.build.converters import Converters  # noqa: PLC0415  # as above
+
+            self._converters = Converters()
+        return self._converters
+
+    def close(self) -> None:
+        """End the processes that were started for builds here. The store is its opener's to close."""
+        if self._converters is not None:
+            self._converters.close()
 
     def repository(self, name: str) -> Repository:
         """The repository of an environment."""
@@ -88,9 +104,9 @@ async def open_site(
         for url, (user, password) in (await feed_logins(workspace)).items():
             remember(password or user)  # some indexes take a token as the user name
             credentials[url] = (user, password)
-        site = Site(workspace, store, cache or default_cache(), progress, credentials)
-        _sweep(site)
-        yield site
+        with closing(Site(workspace, store, cache or default_cache(), progress, credentials)) as site:
+            _sweep(site)
+            yield site
     finally:
         await store.close()
         await asyncio.to_thread(trim_now_and_then, cache or default_cache(), most)

@@ -5,7 +5,6 @@ Layers that the registry has are taken by descriptor: not downloaded, not built,
 
 import asyncio
 import logging
-import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from prefect_environments.core.build import recipe, tar
 from prefect_environments.core.build.base import BaseImage
 from prefect_environments.core.build.bytecode import Compiler
 from prefect_environments.core.build.catalog import Catalog
-from prefect_environments.core.build.convert import convert_wheels
+from prefect_environments.core.build.converters import Converters
 from prefect_environments.core.build.fetch import WheelCache
 from prefect_environments.core.build.inspect import DEFAULT_PATH
 from prefect_environments.core.build.layer import LayerBlob, Overlap
@@ -93,12 +92,14 @@ class Assembler:
     known_base: frozenset[str] = frozenset()
     """Digests of base layers that the target repository is known to have."""
     progress: Progress = SILENT
-    _converting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(max(2, os.cpu_count() or 2)))
+    converters: Converters = field(default_factory=lambda: Converters(0))
     _built: dict[str, _Contents] = field(default_factory=dict)
     """What is in the layers that were built now, by layer key."""
     _unchecked: set[str] = field(default_factory=set)
     """Keys of the layers whose wheels are not checked yet."""
     _compiler: Compiler | None = None
+    _wanted: int = 0
+    """Bytes of the packages whose layers may have to be built."""
     _all_checked: asyncio.Event = field(default_factory=asyncio.Event)
     _sent: int = 0
 
@@ -156,6 +157,7 @@ class Assembler:
         wanted = [p for layer in planned if layer.key not in self.known for p in layer.contents]
         missing = [p for p in wanted if not self.wheels.has(p)]
         self.progress.planned(len(planned), sum(p.size or 0 for p in missing))
+        self._wanted = sum(p.size or 0 for p in wanted)
 
     async def _base_layer(self, layer: Descriptor) -> LayerReport:
         sent = False
@@ -203,13 +205,11 @@ class Assembler:
     async def _build_layer(self, lock: Lock, planned: PlannedLayer) -> AddedLayer:
         if self._compiler is not None and planned.packages:
             await asyncio.to_thread(self._compiler.prepare)  # before anything is downloaded
+        if planned.packages and self._compiler is None:
+            self.converters.start(self._wanted)
         paths = await gather(self.wheels.get(package) for package in planned.contents)
         with files.storage("writing a layer", self.scratch), files.temporary_file(self.scratch) as file:
-            async with self._converting:
-                convert = _convert_conda if planned.conda else partial(_convert, compiler=self._compiler)
-                blob, self._built[planned.key] = await asyncio.to_thread(
-                    convert, planned, paths, lock, file, self.scratch
-                )
+            blob, self._built[planned.key] = await self._convert(planned, paths, lock, file)
             file.flush()
             self._checked(planned)
             layer = catalogs.annotated(planned.key, blob, planned.title)
@@ -218,6 +218,17 @@ class Assembler:
         if self.catalog is not None:
             await self._remember(self.catalog, planned.key, layer)
         return layer
+
+    async def _convert(
+        self, planned: PlannedLayer, paths: list[Path], lock: Lock, file: BinaryIO
+    ) -> tuple[LayerBlob, _Contents]:
+        if planned.conda:
+            return await self.converters.in_thread(partial(_convert_conda, planned, paths, lock, file, self.scratch))
+        given = list(zip(planned.packages, paths, strict=True))
+        blob, overlaps, own_paths = await self.converters.convert(
+            given, lock.target, file, self.scratch, compiler=self._compiler
+        )
+        return blob, _Contents(overlaps, own_paths)
 
     def _checked(self, planned: PlannedLayer) -> None:
         """A layer is sent as soon as its own wheels are there, have the lock's hash and were read to their ends; it
@@ -251,14 +262,6 @@ class Assembler:
     def _count(self, size: int) -> None:
         self._sent += size
         self.progress.sent(size)
-
-
-def _convert(
-    planned: PlannedLayer, paths: list[Path], lock: Lock, file: BinaryIO, scratch: Path, *, compiler: Compiler | None
-) -> tuple[LayerBlob, _Contents]:
-    given = list(zip(planned.packages, paths, strict=True))
-    blob, overlaps, contents = convert_wheels(given, lock.target, file, scratch, compiler=compiler)
-    return blob, _Contents(overlaps, contents)
 
 
 def _convert_conda(

@@ -9,6 +9,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,10 +77,10 @@ async def build_environments(
     if concurrency < 0:
         raise DefinitionError(f"concurrency is {concurrency}; give the number of environments in work at once, or 0")
     listed = await ListedVersions.of(site.workspace.versions)
-    shared = _shared_site(site, listed)
     in_work = asyncio.Semaphore(concurrency or 2 * (os.cpu_count() or 2))
-    fleet = _Fleet(shared, listed, upgrade, builder, on_outcome, dict(created_by or {}), in_work)
-    return await fleet.build(definitions)
+    with closing(_shared_site(site, listed)) as shared:
+        fleet = _Fleet(shared, listed, upgrade, builder, on_outcome, dict(created_by or {}), in_work)
+        return await fleet.build(definitions)
 
 
 class _FleetSite(Site):

@@ -43,7 +43,8 @@ async def rebuild(look: Look) -> str:
         ):
             ours = frozenset(layer.digest for layer in base.manifest.layers)
             target = _Nowhere(Layout(folder), "rebuilt")
-            done = await Assembler(base, target, wheels, site.scratch, known_base=ours).assemble(lock, "rebuilt")
+            assembler = Assembler(base, target, wheels, site.scratch, known_base=ours, converters=site.converters)
+            done = await assembler.assemble(lock, "rebuilt")
     if done.image.descriptor.digest == look.record.digest:
         return f"assembled once more from the lock: {look.record.digest}"
     if look.image is None:

@@ -14,10 +14,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from prefect_environments.core.build import converters
 from prefect_environments.core.errors import PrefectEnvironmentsError
 from prefect_environments.core.lock.model import Lock
 from prefect_environments.core.registry_settings import RegistrySettings
 from tests.faults.parts import plan_on, push, team
+
+MARK = "TESTS_FAULTS_BUILDS"
+"""A variable that all processes of these builds have, with the folder of their work."""
 
 
 def build(work: dict[str, Any], images: str, folder: Path) -> dict[str, Any]:
@@ -93,6 +97,9 @@ def _images(work: dict[str, Any], folder: Path) -> str:
 
 def main() -> None:
     work = json.loads(Path(sys.argv[1]).read_text())
+    os.environ[MARK] = work["folder"]
+    if work.get("by processes"):
+        converters.WORTH_IT = 0
     if work["do"] == "build":
         print(json.dumps(build(work, work["images"], Path(work["folder"]))))
     else:

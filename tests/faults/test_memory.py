@@ -47,7 +47,8 @@ work = json.loads(Path(sys.argv[1]).read_text())
 idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 done = build(work, work["images"], Path(work["folder"]))
 assert done.get("version") == 1, done
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - idle) * 1024)
+used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - idle
+print((used + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) * 1024)  # the process that converts, as a whole
 """
 
 

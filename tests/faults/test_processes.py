@@ -6,7 +6,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -17,7 +17,9 @@ from prefect_environments.core import files
 from prefect_environments.core.errors import StorageError
 from prefect_environments.core.oci import digest as digests
 from prefect_environments.core.registry_settings import RegistrySettings
+from tests.faults.builder import MARK
 from tests.faults.parts import NAME, Plan, leftovers, push, settled_leftovers, team
+from tests.support.jobs import until
 from tests.support.registry import Registry as Running
 from tests.support.session import missing
 
@@ -33,6 +35,16 @@ def run(work: dict[str, Any], plan: Plan, folder: Path) -> Any:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=250)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def processes_of(builds: Path) -> list[str]:
+    """The processes of builds in a folder, by command line."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended
+            if f"{MARK}={builds}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                found.append((process / "cmdline").read_text())
+    return found
 
 
 async def check_layout(folder: Path) -> None:
@@ -62,12 +74,14 @@ async def test_builds_into_a_layout_that_are_killed_anywhere_complete_when_run_a
 async def test_builds_into_a_registry_that_are_killed_anywhere_complete_when_run_again(
     plan: Plan, open_registry: Running, tmp_path: Path
 ) -> None:
-    """20 kills at random points: the next run gives the same image, and no version is there without it."""
+    """20 kills at random points of builds that convert in processes: the next run gives the same image, no version is
+    there without it, and no process goes on."""
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
     work = {"do": "kill", "times": 20, "seed": seed, "images": open_registry.address, "prefix": f"k/{uuid4().hex[:8]}"}
-    results = run(work, plan, tmp_path)
+    results = run({**work, "by processes": True}, plan, tmp_path)
     assert [result.get("digest", result) for result in results] == [plan.digest] * 21
+    await until(lambda: processes_of(tmp_path / "builds") == [])
     assert sum(result.get("killed", False) for result in results) > 3
     for result in results[1:]:
         assert leftovers(Path(result["folder"])) == []

@@ -2,12 +2,8 @@
 
 import asyncio
 import hashlib
-import os
 import re
-import time
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +14,7 @@ from prefect_environments.core.lock.model import Lock
 from prefect_environments.core.lock.target import Platform, Target
 from prefect_environments.core.lock.uv import UvResolver, uv_platform
 from tests.core.lock.conftest import BASE, TARGET, Request
+from tests.support.jobs import is_alive, until
 from tests.support.wheels import Index, make_sdist, make_wheel, serve_index
 
 
@@ -329,28 +326,15 @@ async def test_cancelling_ends_uv_and_leaves_no_folder(
     slow.write_text(f"#!/bin/sh\nsleep 600 &\necho $$ $! > {pids}.new\nmv {pids}.new {pids}\nwait\n")
     slow.chmod(0o700)
     task = asyncio.create_task(UvResolver(environ=environ, uv=str(slow), scratch=scratch).resolve(request_for("demo")))
-    await asyncio.to_thread(_until, lambda: pids.exists() or task.done())
+    await until(lambda: pids.exists() or task.done())
     folders = list(scratch.glob("*.d"))
     assert [folder.stat().st_mode & 0o777 for folder in folders] == [0o700]
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert list(scratch.iterdir()) == []
-    for pid in pids.read_text().split():
-        await asyncio.to_thread(_until, partial(_gone, int(pid)))
-
-
-def _until(happened: Callable[[], bool]) -> None:
-    while not happened():
-        time.sleep(0.01)
-
-
-def _gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (ProcessLookupError, FileNotFoundError):
-        return True
+    killed = [int(pid) for pid in pids.read_text().split()]
+    await until(lambda: not any(is_alive(pid) for pid in killed))
 
 
 async def test_a_resolver_that_takes_too_long_is_stopped(

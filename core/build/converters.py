@@ -1,0 +1,180 @@
+"""Wheels become layers in processes of their own, so that all cores work on them.
+
+Threads of one process take turns for Python's part of the work, with each other and with what downloads and sends.
+"""
+
+import asyncio
+import logging
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
+
+from prefect_environments.core.build.convert import convert_wheels
+from prefect_environments.core.build.convert_worker import START, Done, Job
+from prefect_environments.core.lock.model import LockedPackage
+from prefect_environments.core.lock.target import Target
+
+if TYPE_CHECKING:
+    from prefect_environments.core.build.bytecode import Compiler
+
+_T = TypeVar("_T")
+
+WORTH_IT = 16 * 1024 * 1024
+"""Bytes of wheels that one image needs converted, from which on starting processes, 0.1 s of a core each, pays."""
+
+_WORKERS_MAX = 4
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""The container's share of the cores (Linux, "Control Group v2", cpu.max), in microseconds."""
+
+logger = logging.getLogger(__name__)
+
+
+class Converters:
+    """The processes of one machine that convert wheels; any number of builds of one event loop may share them.
+
+    As many work at once as there are cores. The processes live from `start` to `close`; where none can be started, or
+    one dies (the kernel ends the largest when memory is short), threads do their work.
+    """
+
+    def __init__(self, count: int | None = None) -> None:
+        cores = _cores()
+        self._left = _most(cores) if count is None else count
+        self._turns = asyncio.Semaphore(max(2, cores))
+        self._workers: set[_Worker] = set()
+        self._idle: list[_Worker] = []
+
+    @property
+    def running(self) -> int:
+        """How many processes there are."""
+        return len(self._workers)
+
+    def start(self, size: int) -> None:
+        """Start the processes, which are ready 0.1 s later, for wheels of `size` bytes in all: nothing where that is
+        little, or where they were started before."""
+        if size < WORTH_IT:
+            return
+        while self._left:
+            self._left -= 1
+            try:
+                worker = _Worker()
+            except OSError as error:
+                logger.info("no process can be started to convert wheels, threads do it: %s", error)
+                self._left = 0
+            else:
+                self._workers.add(worker)
+                self._idle.append(worker)
+
+    def close(self) -> None:
+        """End all processes, whatever they do."""
+        self._left = 0
+        for worker in self._workers:
+            worker.end()
+        self._workers.clear()
+        self._idle.clear()
+
+    async def convert(
+        self,
+        wheels: Sequence[tuple[LockedPackage, Path]],
+        target: Target,
+        out: BinaryIO,
+        scratch: Path,
+        *,
+        compiler: "Compiler | None" = None,
+    ) -> Done:
+        """`convert_wheels`, into the named file `out`: by an idle process where there is nothing to compile, else by a
+        thread. Raises what that raises."""
+        async with self._turns:
+            return await self._convert(Job(wheels, target, Path(out.name), scratch), out, compiler)
+
+    async def _convert(self, job: Job, out: BinaryIO, compiler: "Compiler | None") -> Done:
+        if self._idle and compiler is None:
+            try:
+                return await self._by_worker(self._idle.pop(), job)
+            except _WorkerGone as error:
+                logger.info("a process that converts wheels %s; a thread takes its place", error)
+                out.truncate(0)
+        return await asyncio.to_thread(convert_wheels, job.wheels, job.target, out, job.scratch, compiler=compiler)
+
+    async def in_thread(self, work: Callable[[], _T]) -> _T:
+        """Other work of this kind, which takes its turn."""
+        async with self._turns:
+            return await asyncio.to_thread(work)
+
+    async def _by_worker(self, worker: "_Worker", job: Job) -> Done:
+        try:
+            answer = await asyncio.to_thread(worker.do, job)
+        except BaseException:  # it is dead; or this is cancelled, and it shall not go on
+            self._workers.discard(worker)
+            worker.end()
+            raise
+        self._idle.append(worker)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+class _WorkerGone(Exception):
+    """A process ended before it answered."""
+
+
+class _Worker:
+    """One process, and the pipes to it."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", START],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # an interrupt from the keyboard is ours to handle
+        )
+        try:
+            self._send(sys.path)
+        except OSError:
+            self.end()
+            raise
+
+    def do(self, job: Job) -> Done | Exception:
+        """Have a job done. Raises `_WorkerGone`."""
+        try:
+            self._send(job)
+            assert self._process.stdout is not None  # noqa: S101  # it is a pipe
+            answer: Done | Exception = pickle.load(self._process.stdout)  # noqa: S301  # of our own process
+        except Exception as error:  # whatever an answer that is cut off, or another release's, is read as
+            status = self._process.poll()
+            raise _WorkerGone(f"ended (status {status})" if status is not None else f"fails ({error!r})") from error
+        return answer
+
+    def _send(self, message: object) -> None:
+        assert self._process.stdin is not None  # noqa: S101  # it is a pipe
+        pickle.dump(message, self._process.stdin)
+        self._process.stdin.flush()
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with suppress(OSError):  # what was not sent to a dead process
+                    pipe.close()
+
+
+def _cores() -> int:
+    """The cores that this process may use: of the machine's, or those that its container is limited to."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        quota, period = _QUOTA.read_text("ascii").split()  # "max 100000" without a limit
+        cores = min(cores, -(-int(quota) // int(period)))
+    return max(1, cores)
+
+
+def _most(cores: int) -> int:
+    """How many processes: none where there is one core to share, or where our own program is not Python itself."""
+    if cores < 2 or not sys.executable or getattr(sys, "frozen", False):
+        return 0
+    return min(_WORKERS_MAX, cores)
