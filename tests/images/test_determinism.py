@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from prefect_environments.core.build import converters
 from prefect_environments.core.oci.digest import hex_of
 from tests.images.conftest import Define
 from tests.images.parts import Outcome, Team, build
 from tests.support.base import BaseLayout
+from tests.support.jobs import is_alive
 from tests.support.registry import Registry
 from tests.support.wheels import make_wheel, serve_index
 
@@ -66,6 +68,30 @@ async def test_other_processes_give_the_same_digest(
         )
     said = [(await process.communicate())[0].decode().strip() for process in running]
     assert said == [first.ready.digest] * 2
+
+
+async def test_processes_that_convert_the_wheels_give_the_same_digest(
+    first: Outcome, define: Define, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where there is much to convert. None of them is left when the build has ended."""
+    started: list[int] = []
+
+    class Noted(converters._Worker):
+        def __init__(self) -> None:
+            super().__init__()
+            started.append(self._process.pid)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a thread converts")
+
+    monkeypatch.setattr(converters, "WORTH_IT", 0)
+    monkeypatch.setattr(converters, "_cores", lambda: 2)
+    monkeypatch.setattr(converters, "_Worker", Noted)
+    monkeypatch.setattr(converters, "convert_wheels", refuse)
+    team = Team.on(tmp_path / "second", tmp_path / "versions-2")
+    again = await build(team, define("alpha", "gamma", "delta"), tmp_path / "cache-2")
+    assert again.ready.digest == first.ready.digest
+    assert len(started) == 2 and not any(is_alive(pid) for pid in started)
 
 
 async def test_the_mirror_that_serves_a_wheel_does_not_count(define: Define, wheels: Path, tmp_path: Path) -> None:
