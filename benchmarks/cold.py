@@ -7,11 +7,11 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from uv import find_uv_bin
 
 from benchmarks.imports import EVERYTHING, environment
+from benchmarks.ours import peak_of
 from tests.support.base import BaseLayout, base_image
 from tests.support.engine import DockerEngine, start_engine
 from tests.support.registry import Registry, start_registry
@@ -142,12 +142,6 @@ class Theirs:
 def stored(registry: Registry) -> int:
     """Bytes of all blobs in a registry's folder."""
     return sum(path.stat().st_size for path in registry.folder.glob("docker/registry/v2/blobs/sha256/*/*/data"))
-
-
-def peak_of(pid: int) -> float:
-    """The most memory that a process ever had, in MiB."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 
 def measure(session: Session, rounds: int = 1) -> dict[str, dict[str, list[Measured]]]:

@@ -30,6 +30,12 @@ from prefect_environments.core.site import open_site  # noqa: E402
 from prefect_environments.core.versions import FolderVersionStore, VersionStore  # noqa: E402
 
 
+def peak_of(pid: int) -> float:
+    """The most memory that a process ever had, in MiB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+
+
 class NoSecrets:
     async def get(self, reference: SecretReference) -> str:
         raise KeyError(str(reference))
@@ -63,7 +69,7 @@ async def build(order: dict[str, Any]) -> dict[str, Any]:
     definition = EnvironmentDefinition(
         name=order["name"], base_image=order["base"], requirements=tuple(order["requirements"])
     )
-    stages, processes = {"import": time.perf_counter() - STARTED}, 1
+    stages, converting = {"import": time.perf_counter() - STARTED}, 0.0
     async with open_site(workspace, cache=Path(order["cache"])) as site:
         started = time.perf_counter()
         ready = await steps.find_registered(site, definition)
@@ -78,14 +84,14 @@ async def build(order: dict[str, Any]) -> dict[str, Any]:
             started = time.perf_counter()
             await steps.register(site, definition, built)
             stages["register"] = time.perf_counter() - started
-            processes = max(processes, site.converters.running)
+            converting = sum(peak_of(pid) for pid in site.converters.pids)
         traffic = getattr(site.store, "traffic", None)
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     return {
         "stages": stages,
         "requests": traffic.requests if traffic else 0,
-        "peak_mib": own + children * processes,  # no less than all had together: `children` is the largest one's
+        "peak_mib": own + max(converting, largest),  # uv, which may be the largest, has ended when wheels are converted
         "own_seconds": time.perf_counter() - STARTED,
     }
 

@@ -49,9 +49,9 @@ class Converters:
         self._idle: list[_Worker] = []
 
     @property
-    def running(self) -> int:
-        """How many processes there are."""
-        return len(self._workers)
+    def pids(self) -> list[int]:
+        """The processes that there are."""
+        return [worker.pid for worker in self._workers]
 
     def start(self, size: int) -> None:
         """Start the processes, which are ready 0.1 s later, for wheels of `size` bytes in all: nothing where that is
@@ -138,6 +138,10 @@ class _Worker:
         except OSError:
             self.end()
             raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def do(self, job: Job) -> Done | Exception:
         """Have a job done. Raises `_WorkerGone`."""

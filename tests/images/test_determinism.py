@@ -79,7 +79,7 @@ async def test_processes_that_convert_the_wheels_give_the_same_digest(
     class Noted(converters._Worker):
         def __init__(self) -> None:
             super().__init__()
-            started.append(self._process.pid)
+            started.append(self.pid)
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a thread converts")

@@ -59,10 +59,6 @@ def _in_thread(wheels: Wheels, folder: Path) -> tuple[Done, bytes]:
     return convert_wheels(wheels, TARGET, out, folder), out.getvalue()
 
 
-def _pids(converters: Converters) -> list[int]:
-    return [worker._process.pid for worker in converters._workers]
-
-
 def _no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only processes convert from here on."""
 
@@ -86,7 +82,7 @@ async def test_many_at_once_take_turns(converters: Converters, tmp_path: Path, m
     monkeypatch.setattr(converters, "_turns", asyncio.Semaphore(2))  # one for each process, also where cores are more
     found = await asyncio.gather(*(_convert(converters, one, one[0][1].parent) for one in given))
     assert found == [_in_thread(one, tmp_path) for one in given]
-    assert converters.running == 2
+    assert len(converters.pids) == 2
 
 
 async def test_a_refused_wheel_is_the_same_error(
@@ -100,7 +96,7 @@ async def test_a_refused_wheel_is_the_same_error(
         await _convert(converters, [_locked(bad)], tmp_path)
     assert str(caught.value) == str(expected.value)
     await _convert(converters, wheels, tmp_path)  # and goes on
-    assert converters.running == 2
+    assert len(converters.pids) == 2
 
 
 async def test_a_disk_that_is_full_is_told_as_such(converters: Converters, wheels: Wheels, tmp_path: Path) -> None:
@@ -112,12 +108,12 @@ async def test_a_disk_that_is_full_is_told_as_such(converters: Converters, wheel
 
 async def test_where_a_process_dies_a_thread_goes_on(converters: Converters, wheels: Wheels, tmp_path: Path) -> None:
     expected = _in_thread(wheels, tmp_path)
-    for pid in _pids(converters):
+    for pid in converters.pids:
         os.kill(pid, signal.SIGKILL)
     assert [await _convert(converters, wheels, tmp_path) for _ in range(3)] == [expected] * 3
-    assert converters.running == 0
+    assert converters.pids == []
     converters.start(WORTH_IT)
-    assert converters.running == 0  # what dies once may die again
+    assert converters.pids == []  # what dies once may die again
 
 
 async def test_one_that_dies_in_the_middle_leaves_nothing_in_the_layer(
@@ -138,31 +134,31 @@ async def test_cancelling_ends_the_process_that_works_on_it(
     converters: Converters, wheels: Wheels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for worker in converters._workers:
-        os.kill(worker._process.pid, signal.SIGSTOP)  # so that it is at work for as long as we look
-    before = set(_pids(converters))
+        os.kill(worker.pid, signal.SIGSTOP)  # so that it is at work for as long as we look
+    before = set(converters.pids)
     task = asyncio.create_task(_convert(converters, wheels, tmp_path))
     await until(lambda: len(converters._idle) == 1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    (ended,) = before - set(_pids(converters))
+    (ended,) = before - set(converters.pids)
     assert not is_alive(ended)
-    os.kill(_pids(converters)[0], signal.SIGCONT)
+    os.kill(converters.pids[0], signal.SIGCONT)
     _no_threads(monkeypatch)
     assert await _convert(converters, wheels, tmp_path) == _in_thread(wheels, tmp_path)
 
 
 async def test_closing_ends_all_and_threads_go_on(converters: Converters, wheels: Wheels, tmp_path: Path) -> None:
-    pids = _pids(converters)
+    pids = converters.pids
     converters.close()
     assert len(pids) == 2 and not any(is_alive(pid) for pid in pids)
     converters.start(WORTH_IT)
-    assert converters.running == 0
+    assert converters.pids == []
     assert await _convert(converters, wheels, tmp_path) == _in_thread(wheels, tmp_path)
 
 
 async def test_closing_while_they_work_ends_them(converters: Converters, wheels: Wheels, tmp_path: Path) -> None:
-    for pid in _pids(converters):
+    for pid in converters.pids:
         os.kill(pid, signal.SIGSTOP)
     task = asyncio.create_task(_convert(converters, wheels, tmp_path))
     await until(lambda: len(converters._idle) == 1)
@@ -188,7 +184,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
         "c.subprocess.Popen = lambda args, **named: real([*args, sys.argv[1]], **named)\n"
         "converters = c.Converters(2)\n"
         "converters.start(c.WORTH_IT)\n"
-        "print(*(worker._process.pid for worker in converters._workers), flush=True)\n"
+        "print(*converters.pids, flush=True)\n"
         "async def main():\n"
         "    with open(sys.argv[1] + '/layer', 'w+b') as out:\n"
         "        await asyncio.gather(*(converters.convert([], TARGET, out, pathlib.Path('.')) for _ in range(2)))\n"
@@ -224,7 +220,7 @@ async def test_where_no_process_can_start_threads_convert(
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
     converters = Converters(2)
     converters.start(WORTH_IT)
-    assert converters.running == 0
+    assert converters.pids == []
     assert await _convert(converters, wheels, tmp_path) == _in_thread(wheels, tmp_path)
 
 
@@ -269,16 +265,16 @@ def test_as_many_as_the_container_has_cores(
     file.write_text(quota)
     monkeypatch.setattr(module, "_QUOTA", file)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
-    monkeypatch.setattr(module, "_Worker", object)
+    monkeypatch.setattr(module, "_Worker", type("NoProcess", (), {"pid": 0}))
     converters = Converters()
     converters.start(WORTH_IT)
-    assert converters.running == processes
+    assert len(converters.pids) == processes
 
 
 def test_little_work_starts_none() -> None:
     converters = Converters(2)
     converters.start(WORTH_IT - 1)
-    assert converters.running == 0
+    assert converters.pids == []
 
 
 def test_a_program_that_is_not_python_itself_starts_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +282,7 @@ def test_a_program_that_is_not_python_itself_starts_none(monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     converters = Converters()
     converters.start(WORTH_IT)
-    assert converters.running == 0
+    assert converters.pids == []
 
 
 def test_an_error_that_cannot_be_sent_is_told() -> None:
