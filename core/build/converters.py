@@ -178,7 +178,9 @@ def _cores() -> int:
 
 
 def _most(cores: int) -> int:
-    """How many processes: none where there is one core to share, or where our own program is not Python itself."""
-    if cores < 2 or not sys.executable or getattr(sys, "frozen", False):
+    """How many processes: none where there is one core to share, or where our own program is not Python itself, but one
+    that has it inside: it would be started again."""
+    program = Path(sys.executable or "").name.lower()
+    if cores < 2 or getattr(sys, "frozen", False) or not program.startswith(("python", "pypy")):
         return 0
     return min(_WORKERS_MAX, cores)

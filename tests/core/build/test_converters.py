@@ -277,9 +277,14 @@ def test_little_work_starts_none() -> None:
     assert converters.pids == []
 
 
-def test_a_program_that_is_not_python_itself_starts_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its path, given to start Python, would start the program again."""
-    monkeypatch.setattr(sys, "frozen", True, raising=False)
+@pytest.mark.parametrize(
+    ("name", "value"), [("frozen", True), ("executable", "/usr/bin/uwsgi"), ("executable", ""), ("executable", None)]
+)
+def test_a_program_that_has_python_inside_is_not_started_again(
+    name: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_cores", lambda: 2)
+    monkeypatch.setattr(sys, name, value, raising=False)
     converters = Converters()
     converters.start(WORTH_IT)
     assert converters.pids == []
