@@ -87,11 +87,10 @@ async def build(order: dict[str, Any]) -> dict[str, Any]:
             converting = sum(peak_of(pid) for pid in site.converters.pids)
         traffic = getattr(site.store, "traffic", None)
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     return {
         "stages": stages,
         "requests": traffic.requests if traffic else 0,
-        "peak_mib": own + max(converting, largest),  # uv, which may be the largest, has ended when wheels are converted
+        "peak_mib": own + converting,
         "own_seconds": time.perf_counter() - STARTED,
     }
 

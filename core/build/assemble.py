@@ -22,7 +22,7 @@ from prefect_environments.core.build.converters import Converters
 from prefect_environments.core.build.fetch import WheelCache
 from prefect_environments.core.build.inspect import DEFAULT_PATH
 from prefect_environments.core.build.layer import LayerBlob, Overlap
-from prefect_environments.core.build.plan import PlannedLayer, plan_layers, skeleton_key
+from prefect_environments.core.build.plan import PlannedLayer, plan_layers, size_of, skeleton_key
 from prefect_environments.core.build.skeleton import write_skeleton
 from prefect_environments.core.build.transfer import copy_blob, shared_path
 from prefect_environments.core.concurrency import both, gather
@@ -99,7 +99,7 @@ class Assembler:
     """Keys of the layers whose wheels are not checked yet."""
     _compiler: Compiler | None = None
     _wanted: int = 0
-    """Bytes of the packages whose layers may have to be built."""
+    """Bytes of the wheels that may have to be converted: what only the catalog knows counts."""
     _all_checked: asyncio.Event = field(default_factory=asyncio.Event)
     _sent: int = 0
 
@@ -157,7 +157,7 @@ class Assembler:
         wanted = [p for layer in planned if layer.key not in self.known for p in layer.contents]
         missing = [p for p in wanted if not self.wheels.has(p)]
         self.progress.planned(len(planned), sum(p.size or 0 for p in missing))
-        self._wanted = sum(p.size or 0 for p in wanted)
+        self._wanted = sum(size_of(p) for layer in planned if layer.key not in self.known for p in layer.packages)
 
     async def _base_layer(self, layer: Descriptor) -> LayerReport:
         sent = False

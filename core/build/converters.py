@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from prefect_environments.core.build.convert import convert_wheels
 from prefect_environments.core.build.convert_worker import START, Done, Job
+from prefect_environments.core.errors import PrefectEnvironmentsError
 from prefect_environments.core.lock.model import LockedPackage
 from prefect_environments.core.lock.target import Target
 
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 WORTH_IT = 16 * 1024 * 1024
-"""Bytes of wheels that one image needs converted, from which on starting processes, 0.1 s of a core each, pays."""
+"""Bytes of wheels that one image may need converted, from which on starting processes, 0.1 s of a core each, pays."""
 
 _WORKERS_MAX = 4
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""The container's share of the cores (Linux, "Control Group v2", cpu.max), in microseconds."""
+"""The container's share of the cores (Linux, "Control Group v2", cpu.max), in microseconds; of v1 it is not read."""
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +38,9 @@ logger = logging.getLogger(__name__)
 class Converters:
     """The processes of one machine that convert wheels; any number of builds of one event loop may share them.
 
-    As many work at once as there are cores. The processes live from `start` to `close`; where none can be started, or
-    one dies (the kernel ends the largest when memory is short), threads do their work.
+    As many work at once as there are cores. The processes live from `start` to `close`, but for those whose work is
+    cancelled; where none can be started, or one dies, threads do their work. A child that is forked from this process
+    holds their pipes: they live for as long as it does, should this one be killed.
     """
 
     def __init__(self, count: int | None = None) -> None:
@@ -73,6 +75,8 @@ class Converters:
         """End all processes, whatever they do."""
         self._left = 0
         for worker in self._workers:
+            worker.kill()
+        for worker in self._workers:
             worker.end()
         self._workers.clear()
         self._idle.clear()
@@ -89,7 +93,9 @@ class Converters:
         """`convert_wheels`, into the named file `out`: by an idle process where there is nothing to compile, else by a
         thread. Raises what that raises."""
         async with self._turns:
-            return await self._convert(Job(wheels, target, Path(out.name), scratch), out, compiler)
+            given = [(package, path.absolute()) for package, path in wheels]
+            job = Job(given, target, Path(out.name).absolute(), scratch.absolute())
+            return await self._convert(job, out, compiler)
 
     async def _convert(self, job: Job, out: BinaryIO, compiler: "Compiler | None") -> Done:
         if self._idle and compiler is None:
@@ -108,12 +114,15 @@ class Converters:
     async def _by_worker(self, worker: "_Worker", job: Job) -> Done:
         try:
             answer = await asyncio.to_thread(worker.do, job)
-        except BaseException:  # it is dead; or this is cancelled, and it shall not go on
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and worker in self._workers:
+                self._left += 1  # nothing is wrong with processes: the next build may start another
             self._workers.discard(worker)
-            worker.end()
+            worker.kill()
+            asyncio.get_running_loop().run_in_executor(None, worker.end)
             raise
         self._idle.append(worker)
-        if isinstance(answer, Exception):
+        if isinstance(answer, PrefectEnvironmentsError):
             raise answer
         return answer
 
@@ -123,19 +132,28 @@ class _WorkerGone(Exception):
 
 
 class _Worker:
-    """One process, and the pipes to it."""
+    """One process, and the pipes to it. What it prints goes nowhere: its answers have a pipe of their own."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", START],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # an interrupt from the keyboard is ours to handle
-        )
+        reading, writing = os.pipe()
+        self._answers = os.fdopen(reading, "rb")
         try:
-            self._send(sys.path)
-        except OSError:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I" if sys.flags.isolated else "-P", "-c", START, str(writing)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[writing],
+                start_new_session=True,  # an interrupt from the keyboard is ours to handle
+            )
+        except BaseException:
+            self._answers.close()
+            raise
+        finally:
+            os.close(writing)
+        try:
+            self._send([path for path in sys.path if type(path) is str])
+        except BaseException:
             self.end()
             raise
 
@@ -143,15 +161,14 @@ class _Worker:
     def pid(self) -> int:
         return self._process.pid
 
-    def do(self, job: Job) -> Done | Exception:
-        """Have a job done. Raises `_WorkerGone`."""
+    def do(self, job: Job) -> Done | PrefectEnvironmentsError:
+        """Have a job done. Raises `_WorkerGone`, once the process has ended."""
         try:
             self._send(job)
-            assert self._process.stdout is not None  # noqa: S101  # it is a pipe
-            answer: Done | Exception = pickle.load(self._process.stdout)  # noqa: S301  # of our own process
-        except Exception as error:  # whatever an answer that is cut off, or another release's, is read as
-            status = self._process.poll()
-            raise _WorkerGone(f"ended (status {status})" if status is not None else f"fails ({error!r})") from error
+            answer: Done | PrefectEnvironmentsError = pickle.load(self._answers)  # noqa: S301  # of our own process
+        except Exception as error:
+            self.end()
+            raise _WorkerGone(f"ended (status {self._process.returncode})") from error
         return answer
 
     def _send(self, message: object) -> None:
@@ -159,10 +176,14 @@ class _Worker:
         pickle.dump(message, self._process.stdin)
         self._process.stdin.flush()
 
+    def kill(self) -> None:
+        self._process.kill()
+
     def end(self) -> None:
+        """Kill the process and wait until it is gone."""
         self._process.kill()
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
+        for pipe in (self._process.stdin, self._answers):
             if pipe is not None:
                 with suppress(OSError):  # what was not sent to a dead process
                     pipe.close()

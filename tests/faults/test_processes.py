@@ -14,6 +14,7 @@ from uuid import uuid4
 import pytest
 
 from prefect_environments.core import files
+from prefect_environments.core.build import converters
 from prefect_environments.core.errors import StorageError
 from prefect_environments.core.oci import digest as digests
 from prefect_environments.core.registry_settings import RegistrySettings
@@ -130,10 +131,14 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-@pytest.mark.parametrize("full", ["cache", "images", "versions"])
+@pytest.mark.parametrize(
+    ("full", "worth_it"), [("cache", converters.WORTH_IT), ("cache", 0), ("images", 0), ("versions", 0)]
+)
 async def test_a_full_disk_is_told_and_the_rest_is_intact_and_completes_later(
-    full: str, plan: Plan, tmp_path: Path
+    full: str, worth_it: int, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Whether threads convert or, for work of `worth_it` bytes and more, processes."""
+    monkeypatch.setattr(converters, "WORTH_IT", worth_it)
     places = {name: tmp_path / name for name in ("cache", "images", "versions")}
     with small_disk(tmp_path / "small", "12m") as small:
         places[full] = small / full

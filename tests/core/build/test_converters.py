@@ -3,18 +3,18 @@
 import asyncio
 import io
 import os
-import pickle
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from prefect_environments.core.build import convert_worker, recipe
 from prefect_environments.core.build import converters as module
+from prefect_environments.core.build import recipe
 from prefect_environments.core.build.convert import convert_wheels
 from prefect_environments.core.build.convert_worker import Done, Job
 from prefect_environments.core.build.converters import WORTH_IT, Converters
@@ -99,11 +99,15 @@ async def test_a_refused_wheel_is_the_same_error(
     assert len(converters.pids) == 2
 
 
-async def test_a_disk_that_is_full_is_told_as_such(converters: Converters, wheels: Wheels, tmp_path: Path) -> None:
-    """The parent's own handling counts on the kind of the error."""
-    full = await asyncio.to_thread(Path("/dev/full").open, "r+b", 0)
-    with full, pytest.raises(OSError, match="No space left"):
-        await converters.convert(wheels, TARGET, full, tmp_path)
+async def test_an_error_that_is_none_of_ours_is_the_threads(
+    converters: Converters, wheels: Wheels, tmp_path: Path
+) -> None:
+    """The process ends of it: it may be of the process's own surroundings. If it is not, it comes as it was raised."""
+    nothing: Any = None
+    with (tmp_path / "layer").open("w+b") as file, pytest.raises(AttributeError) as caught:
+        await converters.convert(wheels, nothing, file, tmp_path)
+    assert "convert.py" in str(caught.getrepr())
+    assert len(converters.pids) == 1
 
 
 async def test_where_a_process_dies_a_thread_goes_on(converters: Converters, wheels: Wheels, tmp_path: Path) -> None:
@@ -142,10 +146,12 @@ async def test_cancelling_ends_the_process_that_works_on_it(
     with pytest.raises(asyncio.CancelledError):
         await task
     (ended,) = before - set(converters.pids)
-    assert not is_alive(ended)
+    await until(lambda: not Path(f"/proc/{ended}").exists())  # nor a zombie
     os.kill(converters.pids[0], signal.SIGCONT)
     _no_threads(monkeypatch)
     assert await _convert(converters, wheels, tmp_path) == _in_thread(wheels, tmp_path)
+    converters.start(WORTH_IT)
+    assert len(converters.pids) == 2  # another takes its place: one build's failure is not the next one's
 
 
 async def test_closing_ends_all_and_threads_go_on(converters: Converters, wheels: Wheels, tmp_path: Path) -> None:
@@ -169,19 +175,16 @@ async def test_closing_while_they_work_ends_them(converters: Converters, wheels:
 def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
     """Killed, in the middle of a job: nothing is left to say so but the end of the pipe."""
     (tmp_path / "slow.py").write_text(
-        "import time\n"
+        "import sys, time\n"
         "from prefect_environments.core.build import convert_worker\n"
         "convert_worker.convert_wheels = lambda *_: time.sleep(600)\n"
-        "convert_worker.serve()\n"
+        "convert_worker.serve(int(sys.argv[1]))\n"
     )
     script = (
         "import asyncio, pathlib, sys, threading\n"
         "from prefect_environments.core.build import converters as c\n"
         "from tests.core.build.parts import TARGET\n"
-        "c.START = c.START.partition(';')[0] + '; sys.path.insert(0, sys.argv[1]); sys.path[:] = '\n"
-        "c.START += 'pickle.load(sys.stdin.buffer) + sys.path; import slow'\n"
-        "real = c.subprocess.Popen\n"
-        "c.subprocess.Popen = lambda args, **named: real([*args, sys.argv[1]], **named)\n"
+        "c.START = c.START.partition('from')[0] + f'sys.path.insert(0, {sys.argv[1]!r}); import slow'\n"
         "converters = c.Converters(2)\n"
         "converters.start(c.WORTH_IT)\n"
         "print(*converters.pids, flush=True)\n"
@@ -206,7 +209,7 @@ async def test_another_release_that_is_installed_meanwhile_converts_nothing(
 ) -> None:
     """A worker that runs for weeks may start processes of a package that was upgraded under it: the layer's key says
     by which recipe it was made."""
-    job = Job(wheels, TARGET, tmp_path / "layer", tmp_path, recipe=recipe.VERSION + 1)
+    job = Job(wheels, TARGET, tmp_path / "layer", tmp_path, release=(recipe.VERSION + 1, recipe.__file__))
     (tmp_path / "layer").touch()
     worker = next(iter(converters._workers))
     with pytest.raises(module._WorkerGone):
@@ -236,21 +239,55 @@ async def test_one_that_does_not_come_up_costs_nothing_but_itself(
         converters.close()
 
 
-async def test_nothing_of_the_current_folder_runs(
-    wheels: Wheels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+NAMES = "csv", "email", "installer", "pickle", "queue", "select", "sitecustomize", "threading"
+
+
+@pytest.mark.parametrize("first", [False, True])
+async def test_modules_of_a_flows_folder_do_not_run(
+    first: bool, wheels: Wheels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Flows run in folders of their users, whose modules may be called as those of the standard library are."""
-    for name in ("pickle", "select", "threading", "prefect_environments"):
+    """They may be called as others are. Prefect puts a flow's folder first on the path, where this process, which has
+    imported the others before, does not see it."""
+    for name in (*NAMES, "prefect_environments"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*([str(tmp_path)] if first else []), *sys.path, tmp_path, object()])
+    converters = Converters(1)
+    converters.start(WORTH_IT)
+    expected = _in_thread(wheels, tmp_path)
+    _no_threads(monkeypatch)
+    try:
+        assert await _convert(converters, wheels, tmp_path) == expected
+    finally:
+        converters.close()
+    assert not (tmp_path / "ran").exists()
+
+
+async def test_what_is_printed_is_no_answer(wheels: Wheels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tracers that start with Python say so; read as a pickle, some of their words begin a text of a gigabyte."""
+    expected = _in_thread(wheels, tmp_path)
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nprint('Tracing enabled'), print('Traced', file=sys.stderr)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     _no_threads(monkeypatch)
     converters = Converters(1)
     converters.start(WORTH_IT)
     try:
-        await _convert(converters, wheels, tmp_path)
+        assert await _convert(converters, wheels, tmp_path) == expected
     finally:
         converters.close()
-    assert not (tmp_path / "ran").exists()
+
+
+async def test_paths_mean_what_they_mean_here(
+    converters: Converters, wheels: Wheels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache may be named relatively, and the current folder be another one since the processes were started."""
+    expected = _in_thread(wheels, tmp_path)
+    _no_threads(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    relative = [(package, path.relative_to(tmp_path)) for package, path in wheels]
+    assert await _convert(converters, relative, Path()) == expected
 
 
 @pytest.mark.parametrize(
@@ -288,13 +325,3 @@ def test_a_program_that_has_python_inside_is_not_started_again(
     converters = Converters()
     converters.start(WORTH_IT)
     assert converters.pids == []
-
-
-def test_an_error_that_cannot_be_sent_is_told() -> None:
-    class Local(Exception):
-        pass
-
-    out = io.BytesIO()
-    convert_worker._answer(out, Local("what happened"))
-    answer = pickle.loads(out.getvalue())
-    assert isinstance(answer, PackageError) and "what happened" in str(answer)
