@@ -11,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from aiohttp import web
 
 from prefect_environments.core.azure import acr as acr_contents
 from prefect_environments.core.azure.keyvault import VaultSettings
@@ -31,14 +32,15 @@ from prefect_environments.core.oci.layout import Layout
 from prefect_environments.core.registry_settings import RegistrySettings
 from prefect_environments.core.site import open_site
 from prefect_environments.core.verify import verify_version
-from tests.faults.parts import QUICK
-from tests.faults.proxy import Rule, drop_at_once, proxy_to, status
+from tests.faults.parts import PATIENT, QUICK
+from tests.faults.proxy import Proxy, Rule, drop_at_once, proxy_to, status
 from tests.images.conftest import Define
 from tests.images.parts import Secrets, Team, requests_of, uploads
 from tests.images.promote_parts import KINDS, Ground, referrers
 from tests.support.azure.acr import AzureContainerRegistryServer
 from tests.support.azure.acr_arm import Manager
 from tests.support.azure.acr_parts import Acr, running_acr
+from tests.support.jobs import until
 from tests.support.leaks import find_secret
 from tests.support.registry import Registry, start_registry
 from tests.support.session import Session, end
@@ -170,9 +172,14 @@ async def test_a_promotion_that_lost_its_target_is_finished_by_the_next_run(
 ) -> None:
     """The first run fails in the middle and registers nothing; the second sends only what is missing."""
     await ground.build("alpha")
-    rule = Rule(r"^PUT .*/blobs/uploads/", drop_at_once, times=None, skip=2)
+
+    async def drop_after_two(proxy: Proxy, request: web.Request) -> web.StreamResponse:
+        await until(lambda: uploads(fresh_registry.requests(), "prod/demo") == 2)  # else the failure would end them
+        return await drop_at_once(proxy, request)
+
+    rule = Rule(r"^PUT .*/blobs/uploads/", drop_after_two, times=None, skip=2)
     async with proxy_to(fresh_registry.address, rule) as proxy:
-        target = ground.workspace(RegistrySettings(proxy.address, plain_http=True, limits=QUICK), "prod")
+        target = ground.workspace(RegistrySettings(proxy.address, plain_http=True, limits=PATIENT), "prod")
         with pytest.raises(RegistryError):
             await ground.promote(target, label="production")
         assert proxy.hits and await target.versions.versions("demo") == []
