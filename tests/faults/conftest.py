@@ -15,6 +15,7 @@ from prefect_environments.core.oci.layout import Layout
 from prefect_environments.core.registry_settings import RegistrySettings
 from tests.faults.parts import NAME, PATIENT, Plan, lock_of, make_wheels, plan_on, push, team, write_base
 from tests.images.parts import Team
+from tests.support.leaks import everything_below
 from tests.support.registry import Registry as Running
 
 
@@ -65,8 +66,16 @@ def open_uploads(registry: Running, prefix: str) -> list[Path]:
     """Upload sessions that a registry holds open and would delete. It refuses that for one which has bytes already
     ("resumed at wrong offset"): such a one waits for the registry's purge, whatever a client does."""
     root = registry.folder / "docker/registry/v2/repositories"
-    found = [path.parent for top in root.glob(f"{prefix}*") for path in top.rglob("_uploads/*/startedat")]
-    return [path for path in found if not (path / "data").exists() or not (path / "data").stat().st_size]
+    places = [path for top in root.glob(f"{prefix}*") for path in everything_below(top)]
+    found = [path.parent for path in places if path.match("_uploads/*/startedat")]
+    return [path for path in found if path.exists() and not _has_bytes(path / "data")]
+
+
+def _has_bytes(file: Path) -> bool:
+    try:
+        return file.stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 @pytest.fixture(scope="session")

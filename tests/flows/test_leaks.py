@@ -22,7 +22,7 @@ from prefect_environments.core.errors import PrefectEnvironmentsError
 from prefect_environments.flows import build_environment
 from tests.flows.parts import Run, run_by_worker, unique, wheel_folder
 from tests.support.base import BaseLayout
-from tests.support.leaks import find_secret
+from tests.support.leaks import find_secret, smaller_files
 from tests.support.registry import Registry, start_registry
 from tests.support.session import Session, end
 from tests.support.wheels import Index, serve_index
@@ -112,7 +112,7 @@ def rows(session: Session, file: Path) -> Path:
 
 
 def small_files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size < _BASE_LAYER]
+    return smaller_files(folder, _BASE_LAYER)
 
 
 def failure(definition: EnvironmentDefinition, workspace: Workspace) -> str:

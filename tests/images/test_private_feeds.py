@@ -1,7 +1,6 @@
 """A private index and a private channel: the passwords reach uv and rattler, and stand in no command line, no file that
 stays, no lock and no image."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +13,7 @@ from prefect_environments.core.errors import ResolveError
 from tests.images.parts import Secrets, Team, build
 from tests.support.base import BaseLayout
 from tests.support.channel import serve
-from tests.support.leaks import find_secret
+from tests.support.leaks import everything_below, find_secret, smaller_files
 from tests.support.registry import Registry
 from tests.support.wheels import Index, serve_index
 
@@ -37,7 +36,7 @@ class Watched(list[str]):
         for place in Path("/proc").glob("[0-9]*/cmdline"):
             with suppressed():
                 self.commands.add(place.read_bytes())
-        for file in self.scratch.rglob("*"):
+        for file in everything_below(self.scratch):
             with suppressed():
                 if file.is_file() and INDEX.encode() in file.read_bytes():
                     self.modes |= {file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777}
@@ -118,5 +117,4 @@ def definition(bare: BaseLayout, channel: str, index: Index) -> EnvironmentDefin
 
 def small_blobs(registry: Registry) -> list[Path]:
     """What the registry keeps, but for big layers."""
-    files = [Path(folder) / name for folder, _, names in os.walk(registry.folder) for name in names]
-    return [file for file in files if file.stat().st_size < _BASE]
+    return smaller_files(registry.folder, _BASE)

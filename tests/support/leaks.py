@@ -4,10 +4,12 @@ import base64
 import binascii
 import gzip
 import io
+import os
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
@@ -29,10 +31,26 @@ def find_secret(secret: str | bytes, *paths: Path) -> list[str]:
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"nothing to search at {path}")
-        for file in sorted([path, *path.rglob("*")]):
-            found += [f"{file}: name" for form in forms.values() if form in str(file.name).encode()]
-            if file.is_file():
-                found += _search(str(file), file.read_bytes(), forms, _DEEPEST)
+        for place in sorted([path, *everything_below(path)]):
+            found += [f"{place}: name" for form in forms.values() if form in str(place.name).encode()]
+            if place.is_file():
+                with suppress(FileNotFoundError):  # what is gone by now, such as a database's journal, leaks nothing
+                    found += _search(str(place), place.read_bytes(), forms, _DEEPEST)
+    return found
+
+
+def everything_below(folder: Path) -> list[Path]:
+    """Files and folders in a folder in which others, such as a registry, may be at work: `rglob` fails where one goes
+    while it looks."""
+    return [Path(place, name) for place, folders, names in os.walk(folder) for name in (*folders, *names)]
+
+
+def smaller_files(folder: Path, size: int) -> list[Path]:
+    """The files in such a folder of less than `size` bytes."""
+    found = []
+    for path in everything_below(folder):
+        with suppress(FileNotFoundError):
+            found += [path] if path.is_file() and path.stat().st_size < size else []
     return found
 
 
