@@ -46,7 +46,7 @@ def report(found: dict[str, dict[str, list[Measured]]], rounds: int) -> str:
         "",
         "A Debian base with Python, seven packages and what they need, a docker-registry on loopback. Seconds are wall",
         "time of whole processes. *Cold*: nothing cached, wheels downloaded by both. *Empty worker*: the registry has",
-        "the earlier image, the machine has nothing.",
+        "the earlier image, the machine has nothing. *Peak*: our process and those that convert; Docker's daemon.",
         "",
         "| scenario | tool | seconds | sent, MB | requests | peak, MiB | ratio |",
         "|---|---|--:|--:|--:|--:|--:|",

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import pytest
+
 from prefect_environments.core import steps
+from prefect_environments.core.build import converters
 from prefect_environments.core.definition import EnvironmentDefinition
 from prefect_environments.core.distribution.registry import Registry as Client
 from prefect_environments.core.errors import SecretError
@@ -240,3 +243,23 @@ async def conforms(
     if engine is not None:
         engine.pull(reference)
         engine.run(reference, "python" if managed else "python3", "-c", check)
+
+
+def convert_by_processes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Two processes convert the wheels from here on, however small these are, and no thread does; gives the list that
+    their ids will be in."""
+    started: list[int] = []
+
+    class Noted(converters._Worker):
+        def __init__(self) -> None:
+            super().__init__()
+            started.append(self.pid)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a thread converts")
+
+    monkeypatch.setattr(converters, "WORTH_IT", 0)
+    monkeypatch.setattr(converters, "_cores", lambda: 2)
+    monkeypatch.setattr(converters, "_Worker", Noted)
+    monkeypatch.setattr(converters, "convert_wheels", refuse)
+    return started

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from prefect_environments.core.build import converters
 from prefect_environments.core.oci.digest import hex_of
 from tests.images.conftest import Define
-from tests.images.parts import Outcome, Team, build
+from tests.images.parts import Outcome, Team, build, convert_by_processes
 from tests.support.base import BaseLayout
 from tests.support.jobs import is_alive
 from tests.support.registry import Registry
@@ -74,20 +73,7 @@ async def test_processes_that_convert_the_wheels_give_the_same_digest(
     first: Outcome, define: Define, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where there is much to convert. None of them is left when the build has ended."""
-    started: list[int] = []
-
-    class Noted(converters._Worker):
-        def __init__(self) -> None:
-            super().__init__()
-            started.append(self.pid)
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a thread converts")
-
-    monkeypatch.setattr(converters, "WORTH_IT", 0)
-    monkeypatch.setattr(converters, "_cores", lambda: 2)
-    monkeypatch.setattr(converters, "_Worker", Noted)
-    monkeypatch.setattr(converters, "convert_wheels", refuse)
+    started = convert_by_processes(monkeypatch)
     team = Team.on(tmp_path / "second", tmp_path / "versions-2")
     again = await build(team, define("alpha", "gamma", "delta"), tmp_path / "cache-2")
     assert again.ready.digest == first.ready.digest

@@ -26,8 +26,9 @@ from prefect_environments.core.oci.validate import validate
 from prefect_environments.core.registry_settings import RegistrySettings
 from prefect_environments.core.site import Site, open_site
 from prefect_environments.core.versions import FolderVersionStore
-from tests.images.parts import Team, build, mounts, read_image, repository_of, requests_of
+from tests.images.parts import Team, build, convert_by_processes, mounts, read_image, repository_of, requests_of
 from tests.support.base import BaseLayout
+from tests.support.jobs import is_alive
 from tests.support.leaks import everything_below
 from tests.support.registry import Registry
 from tests.support.session import end
@@ -253,6 +254,16 @@ async def test_every_environment_that_was_asked_for_is_heard_of(own: Team, index
     async with open_site(own, cache=tmp_path / "cache") as site:
         found = await build_environments(site, [one, one, wanted("other", index, "no-such")], on_outcome=heard.append)
     assert sorted(one.name for one in heard) == sorted(one.name for one in found) == ["iris", "iris", "other"]
+
+
+async def test_a_fleet_shares_its_converting_processes_and_ends_them(
+    own: Team, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = convert_by_processes(monkeypatch)
+    async with open_site(own, cache=tmp_path / "cache") as site:
+        found = await build_environments(site, subsets(index, 5))
+        assert {one.status for one in found} == {"built"}
+        assert len(started) == 2 and not any(is_alive(pid) for pid in started)
 
 
 async def test_a_cancelled_fleet_leaves_nothing(
